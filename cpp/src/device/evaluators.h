@@ -1,0 +1,268 @@
+// The two ways to run a program on a chunk in registers.
+//
+// Interpreted: reads the steps from the launch's parameters, so that a new program needs no new kernel.
+// Without
+//   slots it runs chains only, programs of which each step computes its value from the one before and at most
+//   one operand, with the registers of longer chunks, over which a step's overhead is spread.
+// Static: the steps are template arguments, for a few programs; only their numbers are parameters.
+//
+// kBlocks is how many blocks of 256 threads share an SM with the registers that this takes.
+#pragma once
+
+#include <cstddef>
+#include <type_traits>
+
+#include "device/chunk.h"
+#include "device/fold_steps.h"
+#include "operation_dispatch.h"
+
+namespace epiconv {
+
+// Part of a program that a kernel runs: all of it, or what comes before its GroupNorm.
+enum class Part { kAll, kBeforeNorm };
+
+template <typename TheShape, bool kHasSlots>
+struct Interpreted {
+  using Shape = TheShape;
+  using T = typename Shape::T;
+  using Values = T[Shape::kCount];
+  static constexpr int kBlocks = kHasSlots ? 1 : 2;
+  // In double, clamping by infinities would cost more than the steps that it saves.
+  static constexpr bool kTakesFoldedSteps = std::is_same_v<T, float>;
+
+  template <Part kPart>
+  static __device__ __forceinline__ void run(const Chunk<Shape>& chunk, Values& accumulator) {
+    const PassParameters<T>& pass = chunk.pass;
+    const int num_steps = kPart == Part::kAll ? pass.num_steps : pass.num_before_norm;
+    Slots slots;
+    copy_to_slot(slots, pass.save_input, accumulator);
+#pragma unroll 1
+    for (int i = 0; i < num_steps; ++i) {
+      const Step<T>& step = pass.steps[i];
+      run_step(chunk, step, pass.fetches[i], slots, accumulator);
+      copy_to_slot(slots, step.save, accumulator);
+    }
+  }
+
+ private:
+  static constexpr int kWord = Shape::kWord;
+  static constexpr int kWords = Shape::kWords;
+  static constexpr int kCount = Shape::kCount;
+  static constexpr int kNumSlots = kHasSlots ? kMaxLiveValues : 0;
+  struct Slots {
+    Values values[kHasSlots ? kMaxLiveValues : 1];
+  };
+
+  static __device__ __forceinline__ void run_step(const Chunk<Shape>& chunk, const Step<T>& step, int fetches,
+                                                  const Slots& slots, Values& accumulator) {
+    if constexpr (kTakesFoldedSteps) {
+      if (step.op == kAddClampMul) {
+        run_folded(chunk, step, fetches, accumulator);
+        return;
+      }
+    }
+    if (fetches == 0) {
+      apply(step, accumulator, [&](int) { return step.number[1]; }, [&](int) { return step.number[2]; });
+      return;
+    }
+    Values b;
+    fetch(chunk, step, 1, slots, accumulator, b);
+    if constexpr (kHasSlots) {
+      Values c;
+      fetch(chunk, step, 2, slots, accumulator, c);
+      if (fetches & kFetchA) fetch(chunk, step, 0, slots, accumulator, accumulator);
+      apply(step, accumulator, [&](int j) { return b[j]; }, [&](int j) { return c[j]; });
+    } else {
+      apply(step, accumulator, [&](int j) { return b[j]; }, [&](int) { return step.number[2]; });
+    }
+  }
+
+  static __device__ __forceinline__ void run_folded(const Chunk<Shape>& chunk, const Step<T>& step,
+                                                    int fetches, Values& accumulator) {
+    if (fetches == 0) {
+      add_clamp_mul(
+          step, accumulator, [&](int) { return step.number[1]; }, [&](int) { return step.number[2]; });
+      return;
+    }
+    const bool is_sum = fetches == kFetchB;
+    const TensorRef& operand = chunk.pass.operands[step.index[is_sum ? 1 : 2]];
+    T ones[kWords];
+    if (chunk.load_ones(operand, ones)) {
+      T b[kWords], c[kWords];
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) {
+        b[w] = is_sum ? ones[w] : step.number[1];
+        c[w] = is_sum ? step.number[2] : ones[w];
+      }
+      add_clamp_mul(
+          step, accumulator, [&](int j) { return b[j / kWord]; }, [&](int j) { return c[j / kWord]; });
+      return;
+    }
+    Values values;
+    chunk.load(operand, values);
+    if (is_sum) {
+      add_clamp_mul(step, accumulator, [&](int j) { return values[j]; }, [&](int) { return step.number[2]; });
+    } else {
+      add_clamp_mul(step, accumulator, [&](int) { return step.number[1]; }, [&](int j) { return values[j]; });
+    }
+  }
+
+  template <typename B, typename C>
+  static __device__ __forceinline__ void add_clamp_mul(const Step<T>& step, Values& accumulator, B&& b,
+                                                       C&& c) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      accumulator[j] = ops::math::minimum(ops::math::maximum(accumulator[j] + b(j), step.p), step.q) * c(j);
+    }
+  }
+
+  template <typename B, typename C>
+  static __device__ __forceinline__ void apply(const Step<T>& step, Values& accumulator, B&& b, C&& c) {
+    visit_operation(step.op, [&]<typename Operation>() {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        accumulator[j] = Operation::forward(ops::Inputs<T>{accumulator[j], b(j), c(j), step.p, step.q});
+      }
+    });
+  }
+
+  // Slots are registers, which cannot be indexed: every slot is compared.
+  static __device__ __forceinline__ void copy_to_slot(Slots& slots, int slot, const Values& values) {
+    if (slot < 0) return;
+#pragma unroll
+    for (int s = 0; s < kNumSlots; ++s) {
+      if (s != slot) continue;
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) slots.values[s][j] = values[j];
+    }
+  }
+
+  static __device__ __forceinline__ void fetch(const Chunk<Shape>& chunk, const Step<T>& step, int k,
+                                               const Slots& slots, const Values& accumulator,
+                                               Values& argument) {
+    const Source source = step.source[k];
+    const int index = step.index[k];
+    if (source == Source::kOperand) {
+      chunk.load(chunk.pass.operands[index], argument);
+    } else if (kHasSlots && source == Source::kAccumulator) {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) argument[j] = accumulator[j];
+    } else if (kHasSlots && source == Source::kSlot) {
+#pragma unroll
+      for (int s = 0; s < kNumSlots; ++s) {
+        if (s != index) continue;
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) argument[j] = slots.values[s][j];
+      }
+    } else {
+      const T number = step.number[k];
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) argument[j] = number;
+    }
+  }
+};
+
+// Where an argument of a static step comes from.
+struct Number {
+  static constexpr Source kSource = Source::kNumber;
+};
+template <int kTheIndex>
+struct Operand {
+  static constexpr Source kSource = Source::kOperand;
+  static constexpr int kIndex = kTheIndex;
+};
+
+// One step of a static program, on the accumulator.
+template <typename TheOperation, Opcode kTheOpcode, typename TheB = Number, typename TheC = Number>
+struct StaticStep {
+  using Operation = TheOperation;
+  using B = TheB;
+  using C = TheC;
+  static constexpr Opcode kOpcode = kTheOpcode;
+};
+
+template <typename... Steps>
+struct StaticProgram {
+  static constexpr bool kHasGroupNorm = (std::is_same_v<typename Steps::B, Operand<kMeanOperand>> || ...);
+
+  // Whether these steps are the program's.
+  static bool matches(const LoweredProgram& program) {
+    if (program.steps.size() != sizeof...(Steps) || program.num_slots != 0) return false;
+    std::size_t i = 0;
+    return (matches_step<Steps>(program.steps[i++]) && ...);
+  }
+
+ private:
+  template <typename TheStep>
+  static bool matches_step(const Step<double>& step) {
+    return step.op == TheStep::kOpcode && step.source[0] == Source::kAccumulator &&
+           matches_argument<typename TheStep::B>(step, 1) && matches_argument<typename TheStep::C>(step, 2);
+  }
+
+  template <typename Argument>
+  static bool matches_argument(const Step<double>& step, int k) {
+    if (k >= step.num_values) return true;
+    if constexpr (Argument::kSource == Source::kOperand) {
+      return step.source[k] == Source::kOperand && step.index[k] == Argument::kIndex;
+    }
+    return step.source[k] == Source::kNumber;
+  }
+};
+
+template <typename TheShape, typename Program>
+struct Static;
+
+template <typename TheShape, typename... Steps>
+struct Static<TheShape, StaticProgram<Steps...>> {
+  using Shape = TheShape;
+  using T = typename Shape::T;
+  using Values = T[Shape::kCount];
+  static constexpr int kBlocks = 3;
+  static constexpr bool kTakesFoldedSteps = false;
+
+  template <Part kPart>
+  static __device__ __forceinline__ void run(const Chunk<Shape>& chunk, Values& accumulator) {
+    int i = 0;
+    bool before_norm = true;
+    const auto step = [&]<typename TheStep>() {
+      if constexpr (std::is_same_v<typename TheStep::B, Operand<kMeanOperand>>) before_norm = false;
+      if (kPart == Part::kAll || before_norm) run_step<TheStep>(chunk, chunk.pass.steps[i], accumulator);
+      ++i;
+    };
+    (step.template operator()<Steps>(), ...);
+  }
+
+ private:
+  static constexpr int kWord = Shape::kWord;
+  static constexpr int kCount = Shape::kCount;
+
+  template <typename TheStep>
+  static __device__ __forceinline__ void run_step(const Chunk<Shape>& chunk, const Step<T>& step,
+                                                  Values& accumulator) {
+    static_assert(TheStep::C::kSource == Source::kNumber);
+    if constexpr (TheStep::B::kSource == Source::kOperand) {
+      const TensorRef& operand = chunk.pass.operands[TheStep::B::kIndex];
+      T ones[Shape::kWords];
+      if (chunk.load_ones(operand, ones)) {
+        apply<TheStep>(step, accumulator, [&](int j) { return ones[j / kWord]; });
+      } else {
+        Values b;
+        chunk.load(operand, b);
+        apply<TheStep>(step, accumulator, [&](int j) { return b[j]; });
+      }
+    } else {
+      apply<TheStep>(step, accumulator, [&](int) { return step.number[1]; });
+    }
+  }
+
+  template <typename TheStep, typename B>
+  static __device__ __forceinline__ void apply(const Step<T>& step, Values& accumulator, B&& b) {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) {
+      accumulator[j] =
+          TheStep::Operation::forward(ops::Inputs<T>{accumulator[j], b(j), step.number[2], step.p, step.q});
+    }
+  }
+};
+
+}  // namespace epiconv

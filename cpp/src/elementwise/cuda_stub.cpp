@@ -1,0 +1,26 @@
+// What the library offers for CUDA when it is built without: a refusal that says what to do.
+#include "elementwise/epilogue_pass.h"
+#include "epiconv/device.h"
+#include "epiconv/error.h"
+#include "epiconv/operation_probe.h"
+
+namespace epiconv {
+namespace {
+
+[[noreturn]] void refuse() {
+  throw NotSupported(
+      "this build of epiconv has no CUDA kernels: install the CUDA toolkit (12.8 or newer), put nvcc on PATH "
+      "and "
+      "build again");
+}
+
+}  // namespace
+
+void evaluate_operation_cuda(const OperationProbe&, void*) { refuse(); }
+std::string cuda_pass_kernel(const Pass&) { refuse(); }
+std::size_t cuda_pass_workspace_bytes(const Pass&) { refuse(); }
+void launch_pass_cuda(const Pass&, const PassPointers&, int, void*) { refuse(); }
+std::string cuda_toolkit_version() { return ""; }
+std::string cuda_driver_version() { return ""; }
+
+}  // namespace epiconv

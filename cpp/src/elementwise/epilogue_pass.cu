@@ -1,0 +1,85 @@
+#include <algorithm>
+#include <iterator>
+#include <limits>
+
+#include "elementwise/epilogue_pass.h"
+#include "elementwise/epilogue_pass_kernel.h"
+#include "elementwise/group_norm.h"
+#include "elementwise/launch.h"
+#include "elementwise/pass_kernels.h"
+#include "epiconv/device.h"
+
+namespace epiconv {
+namespace {
+
+// As many as keep a large card busy to the end.
+constexpr std::int64_t kBlocks = 4096;
+
+// Whether element numbers and offsets fit 32 bits. Blocks reach past the last element.
+bool fits_32_bit(const Pass& pass) {
+  constexpr std::int64_t kLimit = std::numeric_limits<std::int32_t>::max() - (1 << 20);
+  const auto fits = [&](const Access& access) {
+    std::int64_t reach = 0;
+    for (int d = 0; d < pass.walk.rank; ++d) reach += access.strides[d] * (pass.walk.extents[d] - 1);
+    return reach <= kLimit;
+  };
+  return pass.walk.count <= kLimit && fits(pass.input) && fits(pass.output) &&
+         std::all_of(std::begin(pass.operands), std::end(pass.operands), fits);
+}
+
+const PassKernels& kernels_of(const Pass& pass) {
+  if (pass.double_precision) return kernels_double(pass.program);
+  if (pass.walk.rank > kNarrowDims || !fits_32_bit(pass)) return kernels_large(pass.program);
+  return dtype_size(pass.output.dtype) == 2 ? kernels_16_bit(pass.program) : kernels_32_bit(pass.program);
+}
+
+template <typename T>
+void launch_pass(const Pass& pass, const PassKernels& kernels, const PassPointers& pointers, void* stream) {
+  auto parameters = pass_parameters<T>(pass, pointers, kernels, true);
+  // Longer threads wait for their first chunk less often, as long as there are blocks enough for every card.
+  const std::int64_t short_block = std::int64_t{kPassThreads} * kernels.word * kernels.words;
+  int chunks_per_thread =
+      static_cast<int>(std::clamp<std::int64_t>(pass.walk.count / short_block / kBlocks, 1, 8));
+  const std::int64_t block = short_block * chunks_per_thread;
+  const std::int64_t blocks = (pass.walk.count + block - 1) / block;
+  void* arguments[] = {&parameters, &chunks_per_thread};
+  launch_kernel("elementwise_cuda_", kernels.name, pass, kernels.pass, blocks, kPassThreads, arguments,
+                stream);
+}
+
+}  // namespace
+
+std::string cuda_pass_kernel(const Pass& pass) { return kernels_of(pass).name; }
+
+std::size_t cuda_pass_workspace_bytes(const Pass& pass) {
+  return pass.program.has_group_norm ? group_norm_workspace_bytes(pass) : 0;
+}
+
+void launch_pass_cuda(const Pass& pass, const PassPointers& given, int device, void* stream) {
+  // This copy of the CUDA runtime does not know which device the caller's copy has made current.
+  if (const cudaError_t status = cudaSetDevice(device); status != cudaSuccess) {
+    throw CudaError(concat("cudaSetDevice(", device, ") failed: ", cudaGetErrorName(status), ", ",
+                           cudaGetErrorString(status)));
+  }
+  const PassKernels& kernels = kernels_of(pass);
+  PassPointers pointers = given;
+  if (pass.program.has_group_norm) launch_group_norm_statistics(pass, kernels, pointers, stream);
+  if (pass.double_precision) {
+    launch_pass<double>(pass, kernels, pointers, stream);
+  } else {
+    launch_pass<float>(pass, kernels, pointers, stream);
+  }
+}
+
+std::string cuda_toolkit_version() { return concat(CUDART_VERSION / 1000, ".", CUDART_VERSION % 1000 / 10); }
+
+std::string cuda_driver_version() {
+  int version = 0;
+  if (cudaDriverGetVersion(&version) != cudaSuccess || version == 0) {
+    cudaGetLastError();
+    return "";
+  }
+  return concat(version / 1000, ".", version % 1000 / 10);
+}
+
+}  // namespace epiconv

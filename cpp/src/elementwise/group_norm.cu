@@ -1,0 +1,182 @@
+#include <algorithm>
+
+#include "elementwise/group_norm.h"
+#include "elementwise/group_norm_kernels.h"
+#include "elementwise/launch.h"
+
+namespace epiconv {
+namespace {
+
+// Elements of a tile: enough that its merge is small beside it.
+constexpr std::int64_t kTile = 32768;
+constexpr std::int64_t kLeastPixels = 128;  // of a tile of many channels, for the same reason
+
+// How the tensor is cut into tiles, and where things lie in the workspace; a function of the shape alone.
+struct Layout {
+  std::int64_t tile;     // elements of a group, or pixels of all channels
+  std::int64_t tiles;    // of a group, or of a sample
+  std::int64_t streams;  // partial results of a sample's tile
+  int lanes = 0;
+  std::int64_t blocks;
+  std::int64_t partials;  // entries of all partial means
+  std::int64_t table;     // entries of a table of one value per sample and channel
+
+  Layout(const GroupNormShape& norm, int word) {
+    if (norm.channels_last) {
+      const std::int64_t channel_words = (norm.channels + word - 1) / word;
+      for (lanes = 1; lanes < 32 && lanes < channel_words;) lanes *= 2;
+      tile = std::max(kTile / norm.channels, kLeastPixels);
+      tiles = (norm.pixels + tile - 1) / tile;
+      streams = norm.channels;
+      blocks = norm.samples * tiles * ((channel_words + lanes - 1) / lanes);
+    } else {
+      const std::int64_t length = norm.channels / norm.groups * norm.pixels;
+      tile = kTile;
+      tiles = (length + tile - 1) / tile;
+      streams = norm.groups;
+      blocks = norm.samples * norm.groups * tiles;
+    }
+    partials = aligned(norm.samples * tiles * streams);
+    table = aligned(norm.samples * norm.channels);
+  }
+
+  std::int64_t entries() const { return 2 * partials + 3 * table; }
+
+ private:
+  static std::int64_t aligned(std::int64_t entries) { return (entries + 3) / 4 * 4; }  // to 16 bytes
+};
+
+template <typename T>
+struct FinishParameters {
+  const T* means;
+  const T* squares;
+  std::int64_t size;  // elements that a stream has in all
+  std::int64_t tile;  // elements that a stream has in a tile, except the last
+  std::int32_t tiles;
+  std::int32_t streams;        // of a sample
+  std::int32_t group_streams;  // of a group
+  std::int32_t groups;
+  std::int32_t channels;
+  double epsilon;
+  const void* weight;  // or nullptr
+  const void* shift;
+  DType weight_dtype, shift_dtype;
+  std::int64_t weight_stride, shift_stride;
+  T* mean_table;
+  T* scale_table;
+  T* shift_table;
+};
+
+// One block for each sample and group: merges its partial results, and writes its channels' table entries.
+template <typename T>
+__global__ void __launch_bounds__(kStatisticsThreads)
+    finish_group_norm(const __grid_constant__ FinishParameters<T> parameters) {
+  const int sample = blockIdx.x / parameters.groups;
+  const int group = blockIdx.x % parameters.groups;
+  Moments<double> moments;
+  const std::int64_t entries = static_cast<std::int64_t>(parameters.tiles) * parameters.group_streams;
+  for (std::int64_t i = threadIdx.x; i < entries; i += kStatisticsThreads) {
+    const std::int64_t tile = i / parameters.group_streams;
+    const std::int64_t stream = group * parameters.group_streams + i % parameters.group_streams;
+    const std::int64_t entry =
+        (static_cast<std::int64_t>(sample) * parameters.tiles + tile) * parameters.streams + stream;
+    const std::int64_t count = min(parameters.tile, parameters.size - tile * parameters.tile);
+    moments.merge({static_cast<double>(count), parameters.means[entry], parameters.squares[entry]});
+  }
+  moments = merge_block(moments);
+  __shared__ double mean, scale;
+  if (threadIdx.x == 0) {
+    mean = moments.mean;
+    scale = 1.0 / sqrt(moments.squares / moments.count + parameters.epsilon);
+  }
+  __syncthreads();
+  const int group_channels = parameters.channels / parameters.groups;
+  for (int i = threadIdx.x; i < group_channels; i += kStatisticsThreads) {
+    const int channel = group * group_channels + i;
+    double weight = 1.0;
+    double shift = 0.0;
+    if (parameters.weight != nullptr) {
+      weight = load_element<double>(parameters.weight, parameters.weight_dtype,
+                                    channel * parameters.weight_stride);
+    }
+    if (parameters.shift != nullptr) {
+      shift =
+          load_element<double>(parameters.shift, parameters.shift_dtype, channel * parameters.shift_stride);
+    }
+    const std::int64_t entry = static_cast<std::int64_t>(sample) * parameters.channels + channel;
+    parameters.mean_table[entry] = static_cast<T>(mean);
+    parameters.scale_table[entry] = static_cast<T>(scale * weight);
+    parameters.shift_table[entry] = static_cast<T>(shift);
+  }
+}
+
+template <typename T>
+void launch(const Pass& pass, const PassKernels& kernels, PassPointers& pointers, void* stream) {
+  const GroupNormShape& norm = pass.norm;
+  const Layout layout(norm, kernels.word);
+  T* const means = static_cast<T*>(pointers.workspace);
+  T* const squares = means + layout.partials;
+  T* const tables = squares + layout.partials;
+
+  // By channels, a word begins at a multiple of its elements in its pixel, wherever that begins.
+  const bool words_are_aligned = !norm.channels_last || norm.channels % kernels.word == 0;
+  auto parameters = pass_parameters<T>(pass, pointers, kernels, words_are_aligned);
+  const auto group_channels = static_cast<std::int32_t>(norm.channels / norm.groups);
+  StatisticsParameters<T> statistics{norm.pixels,
+                                     static_cast<std::int32_t>(norm.channels),
+                                     group_channels,
+                                     static_cast<std::int32_t>(layout.tiles),
+                                     static_cast<std::int32_t>(layout.tile),
+                                     layout.lanes,
+                                     means,
+                                     squares};
+  void* gather_arguments[] = {&parameters, &statistics};
+  launch_kernel("group_norm_statistics_cuda_", kernels.name, pass,
+                norm.channels_last ? kernels.channel_statistics : kernels.range_statistics, layout.blocks,
+                kStatisticsThreads, gather_arguments, stream);
+
+  FinishParameters<T> finish{};
+  finish.means = means;
+  finish.squares = squares;
+  finish.size = norm.channels_last ? norm.pixels : group_channels * norm.pixels;
+  finish.tile = layout.tile;
+  finish.tiles = static_cast<std::int32_t>(layout.tiles);
+  finish.streams = static_cast<std::int32_t>(layout.streams);
+  finish.group_streams = norm.channels_last ? group_channels : 1;
+  finish.groups = static_cast<std::int32_t>(norm.groups);
+  finish.channels = static_cast<std::int32_t>(norm.channels);
+  finish.epsilon = norm.epsilon;
+  if (norm.weight_operand >= 0) finish.weight = pointers.operands[norm.weight_operand];
+  if (norm.shift_operand >= 0) finish.shift = pointers.operands[norm.shift_operand];
+  finish.weight_dtype = norm.weight_dtype;
+  finish.shift_dtype = norm.shift_dtype;
+  finish.weight_stride = norm.weight_stride;
+  finish.shift_stride = norm.shift_stride;
+  finish.mean_table = tables;
+  finish.scale_table = tables + layout.table;
+  finish.shift_table = tables + 2 * layout.table;
+  void* finish_arguments[] = {&finish};
+  launch_kernel("finish_group_norm", "", pass, reinterpret_cast<const void*>(&finish_group_norm<T>),
+                norm.samples * norm.groups, kStatisticsThreads, finish_arguments, stream);
+  pointers.operands[kMeanOperand] = finish.mean_table;
+  pointers.operands[kScaleOperand] = finish.scale_table;
+  pointers.operands[kShiftOperand] = finish.shift_table;
+}
+
+}  // namespace
+
+std::size_t group_norm_workspace_bytes(const Pass& pass) {
+  // The layout does not depend on the kernels but for `lanes` and `blocks`.
+  return Layout(pass.norm, 1).entries() * (pass.double_precision ? sizeof(double) : sizeof(float));
+}
+
+void launch_group_norm_statistics(const Pass& pass, const PassKernels& kernels, PassPointers& pointers,
+                                  void* stream) {
+  if (pass.double_precision) {
+    launch<double>(pass, kernels, pointers, stream);
+  } else {
+    launch<float>(pass, kernels, pointers, stream);
+  }
+}
+
+}  // namespace epiconv

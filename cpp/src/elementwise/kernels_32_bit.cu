@@ -1,0 +1,17 @@
+#include "elementwise/choose_kernels.h"
+
+namespace epiconv {
+
+const PassKernels& kernels_32_bit(const LoweredProgram& program) {
+  // Longer chunks spread what is done once for a chunk, or once for its step, and take registers from warps.
+  // These were the fastest on an H200.
+  using OfStatic = ShapeOf32Bit<2>;
+  using OfChain = ShapeOf32Bit<2>;
+  using OfDag = ShapeOf32Bit<2>;
+  if (const PassKernels* found = find_static_kernels<OfStatic>(program, Recipes{})) return *found;
+  if (program.is_chain())
+    return kernels_of_evaluator<Interpreted<OfChain, false>, true>("f32_interpreted_chain");
+  return kernels_of_evaluator<Interpreted<OfDag, true>, true>("f32_interpreted_dag");
+}
+
+}  // namespace epiconv

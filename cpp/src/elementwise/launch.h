@@ -1,0 +1,89 @@
+// Host side of a launch: the parameters of a pass, and errors that name the kernel and the problem.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "device/chunk.h"
+#include "device/fold_steps.h"
+#include "elementwise/pass_kernels.h"
+#include "epiconv/error.h"
+
+namespace epiconv {
+
+// How words of `word` elements lie in a tensor. `are_aligned`: each begins at a multiple of its size in the
+// walk.
+inline Pattern pattern_of(const Access& access, const void* data, const Walk& walk, int word,
+                          bool are_aligned) {
+  const std::int64_t inner = access.strides[walk.rank - 1];
+  if (inner == 0) return Pattern::kOne;
+  if (inner != 1 || !are_aligned || !is_floating(access.dtype)) return Pattern::kScattered;
+  const std::int64_t bytes = std::min(16, word * dtype_size(access.dtype));
+  if (reinterpret_cast<std::uintptr_t>(data) % bytes != 0) return Pattern::kScattered;
+  if (access.linear) return Pattern::kLinear;
+  bool aligned = walk.extents[walk.rank - 1] % word == 0;
+  for (int d = 0; d < walk.rank - 1; ++d)
+    aligned = aligned && access.strides[d] * dtype_size(access.dtype) % bytes == 0;
+  return aligned ? Pattern::kWords : Pattern::kScattered;
+}
+
+template <typename T>
+PassParameters<T> pass_parameters(const Pass& pass, const PassPointers& pointers, const PassKernels& kernels,
+                                  bool words_are_aligned) {
+  PassParameters<T> parameters{};
+  const Walk& walk = pass.walk;
+  const int unused = kMaxDims - walk.rank;
+  const auto tensor_ref = [&](const Access& access, const void* data) {
+    TensorRef ref{data, {}, access.dtype, pattern_of(access, data, walk, kernels.word, words_are_aligned)};
+    for (int d = 0; d < walk.rank; ++d) ref.strides[unused + d] = access.strides[d];
+    return ref;
+  };
+  parameters.count = walk.count;
+  for (int d = 0; d < walk.rank; ++d) {
+    parameters.extents[unused + d] = Divisor(static_cast<std::uint32_t>(walk.extents[d]));
+  }
+  parameters.input = tensor_ref(pass.input, pointers.input);
+  parameters.output = tensor_ref(pass.output, pointers.output);
+  for (int i = 0; i < kNumOperandPlaces; ++i) {
+    parameters.operands[i] = tensor_ref(pass.operands[i], pointers.operands[i]);
+  }
+  parameters.save_input = pass.program.save_input;
+  fill_steps(pass, pointers, parameters.steps);
+  const int before_norm = pass.program.num_before_norm;
+  const int behind = static_cast<int>(pass.program.steps.size()) - before_norm;
+  parameters.num_before_norm = before_norm;
+  parameters.num_steps = before_norm + behind;
+  if (kernels.takes_folded_steps) {
+    Step<T>* const steps = parameters.steps;
+    parameters.num_before_norm = fold_steps(steps, before_norm);
+    std::copy(steps + before_norm, steps + before_norm + behind, steps + parameters.num_before_norm);
+    parameters.num_steps =
+        parameters.num_before_norm + fold_steps(steps + parameters.num_before_norm, behind);
+  }
+  for (int i = 0; i < parameters.num_steps; ++i) {
+    parameters.fetches[i] = static_cast<std::uint8_t>(fetches_of(parameters.steps[i]));
+  }
+  return parameters;
+}
+
+inline std::string walk_text(const Walk& walk) {
+  std::string text;
+  for (int d = 0; d < walk.rank; ++d) text += concat(d ? " x " : "", walk.extents[d]);
+  return text + " elements";
+}
+
+// `name` and `evaluator` make up what errors call the kernel.
+inline void launch_kernel(const char* name, const char* evaluator, const Pass& pass, const void* kernel,
+                          std::int64_t blocks, int threads, void** arguments, void* stream) {
+  const cudaError_t status = cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads),
+                                              arguments, 0, static_cast<cudaStream_t>(stream));
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // an error that does not stick is reported once
+  throw CudaError(concat("the launch of ", name, evaluator, " over ", walk_text(pass.walk),
+                         " failed: ", cudaGetErrorName(status), ", ", cudaGetErrorString(status)));
+}
+
+}  // namespace epiconv

@@ -1,0 +1,34 @@
+// The programs that have kernels of their own: those of epiconv.recipes, each behind a conv bias. They are
+// the yardstick of the interpreter.
+#pragma once
+
+#include "device/evaluators.h"
+
+namespace epiconv {
+
+template <int kOperand>
+using AddOperand = StaticStep<ops::Add, Opcode::kAdd, Operand<kOperand>>;
+template <int kOperand>
+using SubOperand = StaticStep<ops::Sub, Opcode::kSub, Operand<kOperand>>;
+template <int kOperand>
+using MulOperand = StaticStep<ops::Mul, Opcode::kMul, Operand<kOperand>>;
+using MulNumber = StaticStep<ops::Mul, Opcode::kMul>;
+using MinimumNumber = StaticStep<ops::Minimum, Opcode::kMinimum>;
+using ClampNumbers = StaticStep<ops::Clamp, Opcode::kClamp>;
+using Relu = StaticStep<ops::Relu, Opcode::kRelu>;
+using Sigmoid = StaticStep<ops::Sigmoid, Opcode::kSigmoid>;
+using AddBias = AddOperand<kBiasOperand>;
+
+using MinAddMul = StaticProgram<AddBias, MinimumNumber, AddOperand<0>, MulNumber>;
+using ReluAdd = StaticProgram<AddBias, Relu, AddOperand<0>>;
+using AddClampMulClampDiv =
+    StaticProgram<AddBias, AddOperand<0>, ClampNumbers, MulNumber, ClampNumbers, MulNumber>;
+using AddMulSigmoidGroupNorm =
+    StaticProgram<AddBias, AddOperand<0>, MulOperand<1>, Sigmoid, SubOperand<kMeanOperand>,
+                  MulOperand<kScaleOperand>, AddOperand<kShiftOperand>>;
+
+template <typename... Programs>
+struct StaticPrograms {};
+using Recipes = StaticPrograms<MinAddMul, ReluAdd, AddClampMulClampDiv, AddMulSigmoidGroupNorm>;
+
+}  // namespace epiconv

@@ -1,0 +1,325 @@
+#include "epiconv/epilogue_plan.h"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <utility>
+
+#include "cpu/epilogue_pass.h"
+#include "elementwise/epilogue_pass.h"
+#include "epiconv/error.h"
+
+namespace epiconv {
+namespace {
+
+using Extents = std::vector<std::int64_t>;
+
+std::string shape_text(const Extents& extents) {
+  std::string text = "(";
+  for (std::size_t i = 0; i < extents.size(); ++i) text += concat(i ? ", " : "", extents[i]);
+  return text + (extents.size() == 1 ? ",)" : ")");
+}
+
+// Strides of an operand for every dimension of the output, 0 where it is broadcast.
+Extents broadcast_strides(const OperandLayout& operand, const Extents& output, const std::string& name) {
+  const std::size_t rank = operand.extents.size();
+  require(rank == operand.strides.size() && rank <= output.size(), name, " of shape ",
+          shape_text(operand.extents), " does not broadcast against the output ", shape_text(output));
+  Extents strides(output.size(), 0);
+  for (std::size_t i = 0; i < rank; ++i) {
+    const std::size_t d = output.size() - rank + i;
+    require(operand.extents[i] == 1 || operand.extents[i] == output[d], name, " of shape ",
+            shape_text(operand.extents), " does not broadcast against the output ", shape_text(output));
+    if (operand.extents[i] != 1) strides[d] = operand.strides[i];
+  }
+  return strides;
+}
+
+// Strides of a (K,) operand, which runs along the channels.
+Extents channel_strides(const OperandLayout& operand, const Extents& output, const std::string& name) {
+  require(operand.extents.size() == 1 && operand.strides.size() == 1 &&
+              (operand.extents[0] == output[1] || operand.extents[0] == 1),
+          name, " has shape ", shape_text(operand.extents), "; it takes one value per channel, shape (",
+          output[1], ",)");
+  Extents strides(output.size(), 0);
+  if (operand.extents[0] != 1) strides[1] = operand.strides[0];
+  return strides;
+}
+
+// Every tensor of a pass by the dimensions of the output, before the walk is chosen.
+struct Tensors {
+  Extents input, output;
+  std::vector<std::pair<int, Extents>> operands;  // place in Pass::operands
+};
+
+Tensors collect_tensors(const EpilogueProblem& problem, Pass& pass) {
+  const Extents& extents = problem.extents;
+  Tensors tensors{problem.input_strides, problem.output_strides, {}};
+  const Program& program = problem.program;
+  for (int i = 0; i < program.num_operands(); ++i) {
+    const OperandLayout& operand = problem.operands[i];
+    if (operand.is_number) {
+      require(!program.operand_is_channel(i), "operand b", i, " takes one value per channel, shape (",
+              extents[1], ",), not a 0-d tensor");
+      continue;
+    }
+    const std::string name = concat("operand b", i);
+    pass.operands[i].dtype = operand.dtype;
+    tensors.operands.emplace_back(i, program.operand_is_channel(i)
+                                         ? channel_strides(operand, extents, name)
+                                         : broadcast_strides(operand, extents, name));
+  }
+  if (problem.bias) {
+    pass.operands[kBiasOperand].dtype = problem.bias->dtype;
+    tensors.operands.emplace_back(kBiasOperand, channel_strides(*problem.bias, extents, "bias"));
+  }
+  if (pass.program.has_group_norm) {
+    Extents strides(extents.size(), 0);
+    strides[0] = extents[1];
+    strides[1] = 1;
+    for (const int place : {kMeanOperand, kScaleOperand, kShiftOperand}) {
+      pass.operands[place].dtype = pass.double_precision ? DType::kFloat64 : DType::kFloat32;
+      tensors.operands.emplace_back(place, strides);
+    }
+  }
+  return tensors;
+}
+
+// Whether a channel's neighbour in memory is the next channel of the same pixel.
+bool channels_are_innermost(const EpilogueProblem& problem) {
+  const Extents& extents = problem.extents;
+  const Extents& strides = problem.output_strides;
+  bool has_pixels = false;
+  for (std::size_t d = 2; d < extents.size(); ++d) {
+    if (extents[d] == 1) continue;
+    has_pixels = true;
+    if (strides[d] <= strides[1]) return false;
+  }
+  return has_pixels && extents[1] != 1;
+}
+
+// Dimensions from the outermost of the walk to the innermost, without those of one element. A GroupNorm's
+// statistics are gathered pixel after pixel, of one channel or of all, whatever the strides.
+std::vector<int> walk_order(const EpilogueProblem& problem, bool has_group_norm) {
+  std::vector<int> order(problem.extents.size());
+  std::iota(order.begin(), order.end(), 0);
+  if (has_group_norm && channels_are_innermost(problem))
+    std::rotate(order.begin() + 1, order.begin() + 2, order.end());
+  std::erase_if(order, [&](int d) { return problem.extents[d] == 1; });
+  if (!has_group_norm) {
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int a, int b) { return problem.output_strides[a] > problem.output_strides[b]; });
+  }
+  return order;
+}
+
+void check_no_overlap(const EpilogueProblem& problem) {
+  std::int64_t reach = 0;
+  const std::vector<int> order = walk_order(problem, false);
+  for (auto d = order.rbegin(); d != order.rend(); ++d) {
+    require(problem.output_strides[*d] > reach, "the output's elements overlap: shape ",
+            shape_text(problem.extents), ", strides ", shape_text(problem.output_strides));
+    reach += problem.output_strides[*d] * (problem.extents[*d] - 1);
+  }
+}
+
+void set_access(Access& access, const Extents& strides, const std::vector<std::vector<int>>& merged,
+                const Walk& walk) {
+  std::int64_t dense = 1;
+  access.linear = true;
+  for (int d = walk.rank - 1; d >= 0; --d) {
+    access.strides[d] = strides[merged[d].back()];
+    access.linear &= access.strides[d] == dense;
+    dense *= walk.extents[d];
+  }
+}
+
+void set_walk(const EpilogueProblem& problem, const Tensors& tensors, Pass& pass) {
+  const Extents& extents = problem.extents;
+  std::vector<std::vector<int>> merged;  // groups of dimensions that every tensor walks as one
+  std::vector<std::int64_t> sizes;
+  const auto joins = [&](const Extents& strides, int outer, int inner) {
+    return strides[outer] == strides[inner] * extents[inner];
+  };
+  for (const int d : walk_order(problem, pass.program.has_group_norm)) {
+    bool merge = !merged.empty() && sizes.back() * extents[d] <= std::numeric_limits<std::int32_t>::max();
+    if (merge) {
+      const int outer = merged.back().back();
+      merge = joins(tensors.input, outer, d) && joins(tensors.output, outer, d);
+      for (const auto& [place, strides] : tensors.operands) merge = merge && joins(strides, outer, d);
+    }
+    if (merge) {
+      merged.back().push_back(d);
+      sizes.back() *= extents[d];
+    } else {
+      merged.push_back({d});
+      sizes.push_back(extents[d]);
+    }
+  }
+  if (merged.empty()) {  // one element
+    merged.push_back({0});
+    sizes.push_back(1);
+  }
+  Walk& walk = pass.walk;
+  walk.rank = static_cast<int>(merged.size());
+  walk.count = 1;
+  for (int d = 0; d < walk.rank; ++d) {
+    walk.extents[d] = sizes[d];
+    walk.count *= sizes[d];
+  }
+  set_access(pass.input, tensors.input, merged, walk);
+  set_access(pass.output, tensors.output, merged, walk);
+  for (const auto& [place, strides] : tensors.operands)
+    set_access(pass.operands[place], strides, merged, walk);
+}
+
+void set_norm(const EpilogueProblem& problem, Pass& pass) {
+  const LoweredProgram& program = pass.program;
+  GroupNormShape& norm = pass.norm;
+  norm.samples = problem.extents[0];
+  norm.channels = problem.extents[1];
+  norm.pixels = std::accumulate(problem.extents.begin() + 2, problem.extents.end(), std::int64_t{1},
+                                [](std::int64_t a, std::int64_t b) { return a * b; });
+  norm.groups = program.num_groups;
+  norm.epsilon = program.epsilon;
+  norm.channels_last = channels_are_innermost(problem);
+  require(norm.channels % norm.groups == 0, "group_norm with num_groups = ", norm.groups, " over ",
+          norm.channels, " channels: the number of channels must be a multiple of num_groups");
+  const auto affine = [&](int operand, int& place, DType& dtype, std::int64_t& stride) {
+    if (operand < 0) return;
+    const OperandLayout& layout = problem.operands[operand];
+    require(layout.extents.size() == 1 && layout.extents[0] == norm.channels, "operand b", operand,
+            " has shape ", shape_text(layout.extents), "; group_norm takes one value per channel, shape (",
+            norm.channels, ",)");
+    place = operand;
+    dtype = layout.dtype;
+    stride = layout.strides[0];
+  };
+  affine(program.weight_operand, norm.weight_operand, norm.weight_dtype, norm.weight_stride);
+  affine(program.shift_operand, norm.shift_operand, norm.shift_dtype, norm.shift_stride);
+}
+
+bool computes_in_double(const EpilogueProblem& problem) {
+  if (problem.input_dtype == DType::kFloat64 || problem.output_dtype == DType::kFloat64) return true;
+  for (const OperandLayout& operand : problem.operands) {
+    if (operand.dtype == DType::kFloat64 && !operand.extents.empty()) return true;
+  }
+  for (const Statement& statement : problem.program.statements()) {
+    if (statement.op == Opcode::kCast && statement.arguments[1].index == static_cast<int>(DType::kFloat64))
+      return true;
+  }
+  return false;
+}
+
+std::int64_t traffic(const EpilogueProblem& problem, bool has_group_norm) {
+  const auto product = [](const Extents& extents) {
+    return std::accumulate(extents.begin(), extents.end(), std::int64_t{1},
+                           [](std::int64_t a, std::int64_t b) { return a * b; });
+  };
+  std::int64_t read = product(problem.extents) * dtype_size(problem.input_dtype);
+  for (const OperandLayout& operand : problem.operands) {
+    if (!operand.is_number) read += product(operand.extents) * dtype_size(operand.dtype);
+  }
+  if (problem.bias) read += product(problem.bias->extents) * dtype_size(problem.bias->dtype);
+  return read * (has_group_norm ? 2 : 1) + product(problem.extents) * dtype_size(problem.output_dtype);
+}
+
+void check(const EpilogueProblem& problem) {
+  const std::size_t rank = problem.extents.size();
+  require(rank >= 2 && rank <= kMaxDims,
+          "an epilogue runs over (N, K) and up to three spatial dimensions, not over ",
+          shape_text(problem.extents));
+  for (const std::int64_t extent : problem.extents) {
+    require(extent >= 0 && extent <= std::numeric_limits<std::int32_t>::max(), "the shape ",
+            shape_text(problem.extents), " has an extent outside 0 … 2^31 - 1");
+  }
+  require(problem.input_strides.size() == rank && problem.output_strides.size() == rank, "the output has ",
+          rank, " dimensions; input and output need one stride for each");
+  for (const DType dtype : {problem.input_dtype, problem.output_dtype}) {
+    require(is_floating(dtype), "an epilogue runs over floating tensors, not over ", dtype_name(dtype));
+  }
+  require(static_cast<int>(problem.operands.size()) == problem.program.num_operands(), "the program '",
+          problem.program.text(), "' needs ", problem.program.num_operands(), " operands, got ",
+          problem.operands.size());
+}
+
+Pass make_pass(const EpilogueProblem& problem) {
+  check(problem);
+  check_no_overlap(problem);
+  Pass pass;
+  pass.double_precision = computes_in_double(problem);
+  LoweringOptions options;
+  options.has_bias = problem.bias.has_value();
+  options.divide_by_reciprocal = problem.on_cuda;
+  options.double_precision = pass.double_precision;
+  for (const OperandLayout& operand : problem.operands)
+    options.operand_is_number.push_back(operand.is_number);
+  pass.program = lower(problem.program, options);
+  pass.input.dtype = problem.input_dtype;
+  pass.output.dtype = problem.output_dtype;
+  set_walk(problem, collect_tensors(problem, pass), pass);
+  if (pass.program.has_group_norm) set_norm(problem, pass);
+  return pass;
+}
+
+}  // namespace
+
+struct EpiloguePlan::State {
+  Pass pass;
+  bool on_cuda;
+  std::string kernel;
+  std::size_t workspace_bytes;
+  std::int64_t bytes_moved;
+  std::vector<bool> operand_is_number;
+};
+
+EpiloguePlan::EpiloguePlan(const EpilogueProblem& problem) {
+  State state{make_pass(problem), problem.on_cuda, "", 0, 0, {}};
+  for (const OperandLayout& operand : problem.operands) state.operand_is_number.push_back(operand.is_number);
+  const Pass& pass = state.pass;
+  state.bytes_moved = traffic(problem, pass.program.has_group_norm);
+  const char* what = pass.program.has_group_norm ? "group_norm_" : "elementwise_";
+  if (problem.on_cuda) {
+    state.kernel = concat(what, "cuda_", cuda_pass_kernel(pass));
+    state.workspace_bytes = cuda_pass_workspace_bytes(pass);
+  } else {
+    state.kernel = concat(what, "cpu_", pass.double_precision ? "f64" : "f32");
+  }
+  state_ = std::make_unique<const State>(std::move(state));
+}
+
+EpiloguePlan::~EpiloguePlan() = default;
+EpiloguePlan::EpiloguePlan(EpiloguePlan&&) noexcept = default;
+EpiloguePlan& EpiloguePlan::operator=(EpiloguePlan&&) noexcept = default;
+
+const std::string& EpiloguePlan::kernel() const { return state_->kernel; }
+std::size_t EpiloguePlan::workspace_bytes() const { return state_->workspace_bytes; }
+std::int64_t EpiloguePlan::bytes_moved() const { return state_->bytes_moved; }
+
+void EpiloguePlan::run(const EpiloguePointers& pointers) const {
+  const Pass& pass = state_->pass;
+  const std::size_t num_operands = state_->operand_is_number.size();
+  require(pointers.operands.size() == num_operands && pointers.numbers.size() == num_operands,
+          "the plan takes ", num_operands, " operands, got ", pointers.operands.size());
+  for (std::size_t i = 0; i < num_operands; ++i) {
+    require(!state_->operand_is_number[i] || pointers.operands[i] == nullptr, "operand b", i,
+            " is a number, but an address was given");
+  }
+  if (pass.walk.count == 0) return;
+  PassPointers addresses;
+  addresses.input = pointers.input;
+  addresses.output = pointers.output;
+  addresses.workspace = pointers.workspace;
+  for (std::size_t i = 0; i < pointers.operands.size(); ++i) {
+    addresses.operands[i] = pointers.operands[i];
+    addresses.numbers[i] = pointers.numbers[i];
+  }
+  addresses.operands[kBiasOperand] = pointers.bias;
+  if (state_->on_cuda) {
+    launch_pass_cuda(pass, addresses, pointers.device, pointers.stream);
+  } else {
+    run_pass_cpu(pass, addresses, pointers.threads);
+  }
+}
+
+}  // namespace epiconv

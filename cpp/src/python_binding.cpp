@@ -1,0 +1,251 @@
+// The Python module epiconv._core; python/epiconv/_core.pyi is its documentation. Tensors cross as addresses.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "epiconv/conv_problem.h"
+#include "epiconv/device.h"
+#include "epiconv/epilogue.h"
+#include "epiconv/epilogue_plan.h"
+#include "epiconv/error.h"
+#include "epiconv/operation_probe.h"
+
+namespace py = pybind11;
+
+namespace epiconv {
+namespace {
+
+constexpr const char* kArgumentKindNames[] = {
+    "tensor", "any", "optional", "number", "integer", "channel", "optional_channel", "choice", "dtype"};
+
+const char* kind_name(ArgumentKind kind) { return kArgumentKindNames[static_cast<int>(kind)]; }
+
+py::tuple choices_of(const ArgumentInfo& argument) {
+  py::list words;
+  for (std::string_view rest = argument.choices; !rest.empty();) {
+    const std::size_t bar = rest.find('|');
+    words.append(py::str(std::string(rest.substr(0, bar))));
+    rest.remove_prefix(bar == std::string_view::npos ? rest.size() : bar + 1);
+  }
+  return py::tuple(words);
+}
+
+py::tuple arguments_of(const OperationInfo& info) {
+  py::list arguments;
+  for (int i = 0; i < info.num_arguments(); ++i) {
+    arguments.append(py::cast(&info.arguments[i], py::return_value_policy::reference));
+  }
+  return py::tuple(arguments);
+}
+
+py::tuple operations() {
+  py::list table;
+  for (int i = 0; i < kNumOperations; ++i) {
+    table.append(py::cast(&operation_info(static_cast<Opcode>(i)), py::return_value_policy::reference));
+  }
+  return py::tuple(table);
+}
+
+// As in _core.pyi: ("v", i), ("b", i), or a plain Python value.
+py::object argument_object(const Argument& argument, const ArgumentInfo& place) {
+  switch (argument.kind) {
+    case Argument::Kind::kNone:
+      return py::none();
+    case Argument::Kind::kValue:
+      return py::make_tuple("v", argument.index);
+    case Argument::Kind::kOperand:
+      return py::make_tuple("b", argument.index);
+    case Argument::Kind::kBool:
+      return py::bool_(argument.number != 0.0);
+    case Argument::Kind::kInt:
+      return py::int_(static_cast<long long>(argument.number));
+    case Argument::Kind::kFloat:
+      return py::float_(argument.number);
+    case Argument::Kind::kChoice:
+      return choices_of(place)[argument.index];
+    case Argument::Kind::kDType:
+      return py::str(std::string(dtype_name(static_cast<DType>(argument.index))));
+  }
+  return py::none();
+}
+
+py::tuple statement_arguments(const Statement& statement) {
+  const OperationInfo& info = operation_info(statement.op);
+  py::list arguments;
+  for (int i = 0; i < info.num_arguments(); ++i) {
+    arguments.append(argument_object(statement.arguments[i], info.arguments[i]));
+  }
+  return py::tuple(arguments);
+}
+
+py::tuple channel_operands(const Program& program) {
+  py::list indices;
+  for (int i = 0; i < program.num_operands(); ++i) {
+    if (program.operand_is_channel(i)) indices.append(i);
+  }
+  return py::tuple(indices);
+}
+
+void evaluate_operation(const std::string& name, const std::string& dtype, std::int64_t count,
+                        const std::array<std::uintptr_t, 3>& inputs, const std::array<double, 2>& parameters,
+                        const std::array<std::uintptr_t, 4>& results, int device, std::uintptr_t stream) {
+  OperationProbe probe{
+      find_operation(name), parse_dtype(dtype), count, {}, {parameters[0], parameters[1]}, {}};
+  for (int i = 0; i < 3; ++i) probe.inputs[i] = reinterpret_cast<const void*>(inputs[i]);
+  for (int i = 0; i < 4; ++i) probe.results[i] = reinterpret_cast<void*>(results[i]);
+  const py::gil_scoped_release release;
+  if (device < 0) {
+    evaluate_operation_cpu(probe);
+  } else {
+    evaluate_operation_cuda(probe, reinterpret_cast<void*>(stream));
+  }
+}
+
+void bind_errors(py::module_& module) {
+  static PyObject* cuda_error = PyErr_NewExceptionWithDoc(
+      "epiconv.CudaError", "A CUDA call failed; the message names the kernel and the problem.",
+      PyExc_RuntimeError, nullptr);
+  module.attr("CudaError") = py::reinterpret_borrow<py::object>(cuda_error);
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const NotSupported& error) {
+      PyErr_SetString(PyExc_NotImplementedError, error.what());
+    } catch (const CudaError& error) {
+      PyErr_SetString(cuda_error, error.what());
+    }  // InvalidArgument is a std::invalid_argument, which pybind11 makes a ValueError
+  });
+}
+
+void bind_operations(py::module_& module) {
+  py::class_<ArgumentInfo>(module, "ArgumentInfo")
+      .def_property_readonly("name", [](const ArgumentInfo& info) { return std::string(info.name); })
+      .def_property_readonly("kind", [](const ArgumentInfo& info) { return kind_name(info.kind); })
+      .def_readonly("has_default", &ArgumentInfo::has_default)
+      .def_readonly("default", &ArgumentInfo::default_value)
+      .def_property_readonly("choices", &choices_of);
+  py::class_<OperationInfo>(module, "OperationInfo")
+      .def_property_readonly("name", [](const OperationInfo& info) { return std::string(info.name); })
+      .def_property_readonly("torch_path",
+                             [](const OperationInfo& info) { return std::string(info.torch_path); })
+      .def_property_readonly("arguments", &arguments_of)
+      .def_readonly("max_ulp", &OperationInfo::max_ulp)
+      .def_readonly("is_predicate", &OperationInfo::is_predicate)
+      .def_property_readonly(
+          "is_terminal",
+          [](const OperationInfo& info) { return &info == &operation_info(Opcode::kGroupNorm); })
+      .def_property_readonly("summary", [](const OperationInfo& info) { return std::string(info.summary); });
+  module.def("operations", &operations);
+  module.def("evaluate_operation", &evaluate_operation, py::arg("name"), py::arg("dtype"), py::arg("count"),
+             py::arg("inputs"), py::arg("parameters"), py::arg("results"), py::arg("device"),
+             py::arg("stream"));
+}
+
+void bind_program(py::module_& module) {
+  py::class_<Statement>(module, "Step")
+      .def_property_readonly(
+          "name", [](const Statement& statement) { return std::string(operation_info(statement.op).name); })
+      .def_readonly("in_place", &Statement::in_place)
+      .def_property_readonly("arguments", &statement_arguments);
+  py::class_<Program>(module, "Program")
+      .def(py::init(&Program::parse), py::arg("text"))
+      .def_property_readonly("text", &Program::text)
+      .def_property_readonly("num_operands", &Program::num_operands)
+      .def_property_readonly("steps",
+                             [](const Program& program) { return py::tuple(py::cast(program.statements())); })
+      .def_property_readonly("channel_operands", &channel_operands)
+      .def(
+          "__eq__", [](const Program& a, const Program& b) { return a == b; }, py::is_operator())
+      .def("__hash__", [](const Program& program) { return py::hash(py::str(program.text())); });
+}
+
+ConvProblem make_conv_problem(Extents input, Extents weight, std::optional<Extents> bias, Extents stride,
+                              Extents padding_begin, Extents padding_end, Extents dilation,
+                              std::int64_t groups, bool transposed, Extents output_padding) {
+  return ConvProblem({std::move(input), std::move(weight), std::move(bias), std::move(stride),
+                      std::move(padding_begin), std::move(padding_end), std::move(dilation), groups,
+                      transposed, std::move(output_padding)});
+}
+
+void bind_conv_problem(py::module_& module) {
+  py::class_<ConvProblem>(module, "ConvProblem")
+      .def(py::init(&make_conv_problem), py::arg("input"), py::arg("weight"), py::arg("bias"),
+           py::arg("stride"), py::arg("padding_begin"), py::arg("padding_end"), py::arg("dilation"),
+           py::arg("groups"), py::arg("transposed"), py::arg("output_padding"))
+      .def_property_readonly("output",
+                             [](const ConvProblem& problem) { return py::tuple(py::cast(problem.output())); })
+      .def_property_readonly("flops", &ConvProblem::flops);
+}
+
+OperandLayout make_operand_layout(const std::string& dtype, Extents extents, Extents strides,
+                                  bool is_number) {
+  return {parse_dtype(dtype), std::move(extents), std::move(strides), is_number};
+}
+
+EpiloguePlan make_epilogue_plan(const Program& program, const std::string& device, Extents extents,
+                                const std::string& input_dtype, Extents input_strides,
+                                const std::string& output_dtype, Extents output_strides,
+                                std::optional<OperandLayout> bias, std::vector<OperandLayout> operands) {
+  require(device == "cpu" || device == "cuda", "device is 'cpu' or 'cuda', not '", device, "'");
+  return EpiloguePlan({program, device == "cuda", std::move(extents), parse_dtype(input_dtype),
+                       std::move(input_strides), parse_dtype(output_dtype), std::move(output_strides),
+                       std::move(bias), std::move(operands)});
+}
+
+// What every call goes through: plain integers and floats only.
+void run_epilogue_plan(const EpiloguePlan& plan, std::uintptr_t input, std::uintptr_t output,
+                       std::uintptr_t bias, std::uintptr_t workspace, int device, std::uintptr_t stream,
+                       int threads, const py::args& operands) {
+  EpiloguePointers pointers;
+  pointers.input = reinterpret_cast<const void*>(input);
+  pointers.output = reinterpret_cast<void*>(output);
+  pointers.bias = reinterpret_cast<const void*>(bias);
+  pointers.workspace = reinterpret_cast<void*>(workspace);
+  pointers.device = device;
+  pointers.stream = reinterpret_cast<void*>(stream);
+  pointers.threads = threads;
+  pointers.numbers.reserve(operands.size());
+  pointers.operands.reserve(operands.size());
+  for (const py::handle operand : operands) {
+    const bool is_number = PyFloat_Check(operand.ptr());
+    pointers.numbers.push_back(is_number ? operand.cast<double>() : 0.0);
+    pointers.operands.push_back(is_number ? nullptr
+                                          : reinterpret_cast<const void*>(operand.cast<std::uintptr_t>()));
+  }
+  const py::gil_scoped_release release;
+  plan.run(pointers);
+}
+
+void bind_epilogue_plan(py::module_& module) {
+  py::class_<OperandLayout>(module, "OperandLayout")
+      .def(py::init(&make_operand_layout), py::arg("dtype"), py::arg("extents"), py::arg("strides"),
+           py::arg("is_number") = false);
+  py::class_<EpiloguePlan>(module, "EpiloguePlan")
+      .def(py::init(&make_epilogue_plan), py::arg("program"), py::arg("device"), py::arg("extents"),
+           py::arg("input_dtype"), py::arg("input_strides"), py::arg("output_dtype"),
+           py::arg("output_strides"), py::arg("bias"), py::arg("operands"))
+      .def_property_readonly("kernel", &EpiloguePlan::kernel)
+      .def_property_readonly("workspace_bytes", &EpiloguePlan::workspace_bytes)
+      .def_property_readonly("bytes_moved", &EpiloguePlan::bytes_moved)
+      .def("run", &run_epilogue_plan);
+}
+
+PYBIND11_MODULE(_core, module) {
+  module.attr("version") = EPICONV_VERSION;
+  module.attr("has_cuda") = bool(EPICONV_HAS_CUDA);
+  module.attr("cuda_architectures") = EPICONV_CUDA_ARCHITECTURES_STRING;
+  module.attr("max_operands") = kMaxOperands;
+  module.attr("max_statements") = kMaxStatements;
+  module.attr("max_live_values") = kMaxLiveValues;
+  bind_errors(module);
+  bind_operations(module);
+  bind_program(module);
+  bind_conv_problem(module);
+  bind_epilogue_plan(module);
+  module.attr("cuda_toolkit") = cuda_toolkit_version();
+  module.def("driver_version", &cuda_driver_version);
+  module.def("why_not_on_card", &why_not_on_card, py::arg("major"), py::arg("minor"));
+  module.def("why_not_on_driver", &why_not_on_driver, py::arg("driver"));
+}
+
+}  // namespace
+}  // namespace epiconv

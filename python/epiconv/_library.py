@@ -1,0 +1,178 @@
+"""The operator `torch.ops.epiconv.fused_conv_epilogue`: what tracers, modes and transforms see.
+
+It is functional: it writes none of its arguments, and its result is a new tensor. The program crosses as
+text. Its layout is an argument, decided before the call, so that real and fake kernels agree whatever
+strides a compiler gives to dimensions of one element.
+
+    kernel              does
+    CPU, CUDA           torch's convolution and the pass of `fallback`
+    fake, Meta          shape, dtype and strides
+    Autograd            plain torch operations where a derivative is wanted, else the kernels above
+    Autocast            casts input, weight and bias, as torch does for its convolutions
+    FuncTorchBatched    plain torch operations, for vmap
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+import torch
+
+from epiconv import _torch_private
+from epiconv.arguments import ConvArguments, channels_last
+from epiconv.fallback import Call, decompose, fake_result
+from epiconv.form_cache import FormCache
+from epiconv.program import Program
+
+_NAME: Final = "fused_conv_epilogue"
+_SCHEMA: Final = (
+    f"{_NAME}(Tensor input, Tensor weight, Tensor? bias, Tensor[] operands, str program, SymInt[] stride, "
+    "SymInt[] padding_begin, SymInt[] padding_end, SymInt[] dilation, SymInt groups, bool transposed, "
+    "SymInt[] output_padding, str padding_mode, str? precision, str algorithm, bool channels_last, "
+    "ScalarType? dtype) -> Tensor"
+)
+_BEFORE_MEMORY_FORMAT: Final = ConvArguments._fields.index("memory_format")
+
+_calls: Final[FormCache[Call]] = FormCache()
+
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, Sequence[torch.Tensor]]
+
+
+@lru_cache(maxsize=1024)
+def _program(text: str) -> Program:
+    return Program(text)
+
+
+def _conv_arguments(weight: torch.Tensor, rest: Sequence[Any]) -> ConvArguments:
+    """What follows the program in the schema, as `ConvArguments`."""
+    given: list[Any] = [tuple(value) if isinstance(value, list) else value for value in rest]
+    in_channels_last = given[_BEFORE_MEMORY_FORMAT]
+    layout = channels_last(weight.dim() - 2) if in_channels_last else torch.contiguous_format
+    given[_BEFORE_MEMORY_FORMAT] = layout
+    return ConvArguments._make(given)
+
+
+def call_operator(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    operands: Sequence[torch.Tensor],
+    program: str,
+    arguments: ConvArguments,
+    memory_format: torch.memory_format,
+) -> torch.Tensor:
+    """Calls the operator through torch's dispatcher.
+
+    Args:
+        input, weight, bias, operands: of `fused_conv_epilogue`.
+        program: text, which need not be canonical.
+        arguments: `normalise`d; their memory format does not count.
+        memory_format: of the result.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as `fused_conv_epilogue`.
+    """
+    result: torch.Tensor = torch.ops.epiconv.fused_conv_epilogue(
+        input,
+        weight,
+        bias,
+        list(operands),
+        program,
+        *arguments[:_BEFORE_MEMORY_FORMAT],
+        memory_format != torch.contiguous_format,
+        arguments.dtype,
+    )
+    return result
+
+
+def _kernel(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    operands: Sequence[torch.Tensor],
+    program: str,
+    *rest: Any,
+) -> torch.Tensor:
+    arguments = _conv_arguments(weight, rest)
+    tensors = [tensor for tensor in (input, weight, bias, *operands) if tensor is not None]
+    key = (input.shape, bias is None, program, arguments, torch.get_default_dtype())
+    call = _calls.get(key, tensors)
+    if call is None:
+        call = Call(input, weight, bias, operands, _program(program), arguments)
+        _calls.keep(key, tensors, call)
+    return call(input, weight, bias, operands)
+
+
+def _fake(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    operands: Sequence[torch.Tensor],
+    program: str,
+    *rest: Any,
+) -> torch.Tensor:
+    return fake_result(input, weight, bias, operands, _program(program), _conv_arguments(weight, rest))
+
+
+def _decompose(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    operands: Sequence[torch.Tensor],
+    program: str,
+    *rest: Any,
+) -> torch.Tensor:
+    return decompose(input, weight, bias, operands, _program(program), _conv_arguments(weight, rest))
+
+
+def _autograd(keys: Any, input: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+    bias, operands = rest[0], rest[1]
+    tensors = [tensor for tensor in (input, weight, bias, *operands) if tensor is not None]
+    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if wanted or _torch_private.has_tangent(tensors) or not _torch_private.can_redispatch:
+        return _decompose(input, weight, *rest)
+    overload = torch.ops.epiconv.fused_conv_epilogue.default
+    return _torch_private.redispatch_below_autograd(overload, keys, (input, weight, *rest))
+
+
+def cast_for_autocast(device_type: str, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """Tensors as autocast gives them to a convolution: floating ones of the device, float64 apart.
+
+    Args:
+        device_type: whose autocast it is.
+        tensors: input, weight and bias.
+    """
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(
+        [
+            tensor.to(dtype)
+            if tensor is not None
+            and tensor.device.type == device_type
+            and tensor.is_floating_point()
+            and tensor.dtype != torch.float64
+            else tensor
+            for tensor in tensors
+        ]
+    )
+
+
+def _autocast(device_type: str) -> Any:
+    def kernel(
+        input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *rest: Any
+    ) -> torch.Tensor:
+        cast = cast_for_autocast(device_type, input, weight, bias)
+        with torch.autocast(device_type, enabled=False):
+            result: torch.Tensor = torch.ops.epiconv.fused_conv_epilogue(*cast, *rest)
+        return result
+
+    return kernel
+
+
+_LIBRARY: Final[Any] = torch.library.Library("epiconv", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define(_SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
+for _device_key in ("CPU", "CUDA"):
+    _LIBRARY.impl(_NAME, _kernel, _device_key)
+    _LIBRARY.impl(_NAME, _autocast(_device_key.lower()), f"Autocast{_device_key}")
+_LIBRARY.impl(_NAME, _autograd, "Autograd", with_keyset=True)
+_LIBRARY.impl(_NAME, _decompose, "FuncTorchBatched")
+torch.library.register_fake(f"epiconv::{_NAME}", _fake, lib=_LIBRARY)

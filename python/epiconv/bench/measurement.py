@@ -1,0 +1,220 @@
+"""One case: its peers built, checked against float64, and timed in turns."""
+
+import gc
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+
+from epiconv.bench import accuracy, timing
+from epiconv.bench.ceilings import Ceilings
+from epiconv.bench.peers import (
+    BARE_CONVOLUTION,
+    DTYPES,
+    EPICONV,
+    PEERS,
+    Case,
+    Function,
+    Unavailable,
+    dtype_settings,
+    explain_case,
+    make_case,
+    math_name,
+)
+from epiconv.bench.problems import Problem
+from epiconv.bench.results import CaseResult, Check, Control, case_key, make_rows
+
+Progress = Callable[[str, float], None]
+Built = dict[str, tuple[Function, Case]]
+
+_ROUGH_ROUNDS = 3
+
+
+def measure_case(
+    problem: Problem,
+    dtype_word: str,
+    layout: str,
+    device: torch.device,
+    peers: Iterable[str],
+    ceilings: Ceilings,
+    *,
+    seconds: float,
+    warm_up: float = timing.WARM_UP_SECONDS,
+    kept: Mapping[str, Mapping[str, float]] | None = None,
+    progress: Progress = lambda stage, fraction: None,
+) -> CaseResult:
+    """Builds, checks and times the peers of one case; frees all of it afterwards.
+
+    Args:
+        problem: what is computed.
+        dtype_word: of `peers.DTYPES`.
+        layout: of `peers.LAYOUTS`.
+        device: where.
+        peers: names of `peers.PEERS`.
+        ceilings: of the device.
+        seconds: to measure for, after warming up.
+        warm_up: seconds of load before.
+        kept: milliseconds by case key and peer, from an earlier run; those peers are not timed again, save
+            one as a control.
+        progress: called with what is going on and the fraction done.
+
+    Returns:
+        The result; peers that cannot run are in `unavailable`.
+
+    Raises:
+        Unavailable: the layout does not exist for the problem's rank.
+
+    Example:
+        >>> measure_case(problem.reduced(), "fp32", "nchw", cpu, ["eager", "epiconv"], ceilings, seconds=1)
+    """
+    names = list(dict.fromkeys(peers))
+    known = (kept or {}).get(case_key(problem, dtype_word, layout), {})
+    kept_ms = {name: known[name] for name in names if name in known and name != EPICONV}
+    control_name = next((name for name in ("eager", *kept_ms) if name in kept_ms), None)
+    control_ms = kept_ms.pop(control_name) if control_name is not None else 0.0
+    itemsize = DTYPES[dtype_word].itemsize
+    input_sets = timing.input_set_count(problem.bytes(itemsize), timing.l2_bytes(device))
+    images = accuracy.sample_images(problem.input[0])
+    try:
+        with torch.no_grad(), dtype_settings(dtype_word):
+            math = math_name(dtype_word, device)
+            progress("inputs", 0.0)
+            case = make_case(problem, dtype_word, layout, device, input_sets)
+            unavailable: dict[str, str] = {}
+            built = _build([name for name in names if name not in kept_ms], case, unavailable, progress)
+            checks = _check(built, case, images, progress)
+            plan = None
+            if EPICONV in built:
+                explained = explain_case(case)
+                plan = {"path": str(explained.path), "kernel": str(explained.kernel)}
+            timings, graph_replay = _time(built, case, unavailable, seconds, warm_up, progress)
+            del built, case
+    finally:
+        _release(device, compiled=any(name.startswith("compile") for name in names))
+    control = None
+    if control_name is not None and control_name in timings:
+        control = Control(control_name, control_ms, timings[control_name].seconds * 1e3)
+    floor, floor_by = ceilings.floor(problem, itemsize, math)
+    return CaseResult(
+        problem=problem.id,
+        name=problem.name,
+        op=problem.op,
+        input=problem.input,
+        output=problem.output,
+        program=problem.program.text,
+        dtype=dtype_word,
+        layout=layout,
+        math=math,
+        flops=problem.flops,
+        bytes=problem.bytes(itemsize),
+        floor_ms=floor * 1e3,
+        floor_by=floor_by,
+        graph_replay=graph_replay,
+        input_sets=input_sets,
+        error_images=images,
+        plan=plan,
+        rows=make_rows(timings, kept_ms, checks, problem, itemsize, floor),
+        unavailable=unavailable,
+        control=control,
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, short enough for a table."""
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else ""
+    return text[:200] if isinstance(error, Unavailable) else f"{type(error).__name__}: {text}"[:200]
+
+
+def _build(names: Iterable[str], case: Case, unavailable: dict[str, str], progress: Progress) -> Built:
+    """Prepares the peers and runs each once, which is when torch.compile compiles."""
+    built: Built = {}
+    for name in names:
+        progress(f"{name}: first run", 0.0)
+        try:
+            function, own_case = PEERS[name].build(case)
+            function(*own_case.argument_sets[0])
+        except Exception as error:  # whatever a peer fails with, the others go on
+            unavailable[name] = _reason(error)
+        else:
+            built[name] = (function, own_case)
+    return built
+
+
+def _check(built: Built, case: Case, images: tuple[int, ...], progress: Progress) -> dict[str, Check]:
+    """Compares every peer with float64 on some images, and epiconv with eager on all of them."""
+    progress("float64", 0.0)
+    expected = case.float64_result(images)
+    eager_function, eager_case = PEERS["eager"].build(case)
+    eager = eager_function(*eager_case.argument_sets[0])
+    eager_error = accuracy.max_error(eager[list(images)], expected)
+    checks: dict[str, Check] = {}
+    for name, (function, own_case) in built.items():
+        if name == BARE_CONVOLUTION:
+            continue
+        progress(f"{name}: error", 0.0)
+        result = function(*own_case.argument_sets[0])
+        error = accuracy.max_error(result[list(images)], expected)
+        ok = accuracy.is_accurate(error, eager_error, case.dtype)
+        difference = None
+        if name == EPICONV:
+            difference = accuracy.max_difference(result, eager)
+            ok = ok and accuracy.agrees_with_eager(difference, error, eager_error, case.dtype)
+        checks[name] = Check(error, difference, ok)
+        del result
+    return checks
+
+
+def _time(
+    built: Built, case: Case, unavailable: dict[str, str], seconds: float, warm_up: float, progress: Progress
+) -> tuple[dict[str, timing.Timing], bool]:
+    """Times the peers in turns; as CUDA graphs, all of them, when one is so fast that launching shows."""
+    stopwatch = timing.stopwatch_for(case.device)
+    calls: dict[str, Callable[[], object]] = {
+        name: timing.Rotation(function, own_case.argument_sets)
+        for name, (function, own_case) in built.items()
+    }
+    runs = len(case.argument_sets)
+    graph_replay = False
+    if case.device.type == "cuda" and calls:
+        progress("rough times", 0.0)
+        rough = timing.rough_seconds(calls, stopwatch, _ROUGH_ROUNDS)
+        fastest = min(rough.values()) / runs
+        if fastest < timing.SMALL_PROBLEM_SECONDS:
+            graph_replay = True
+            repeats = timing.graph_repeats(fastest, runs)
+            runs *= repeats
+            calls = _capture(built, repeats, case.device, unavailable, progress)
+    timings = timing.interleave(
+        calls,
+        stopwatch,
+        seconds=seconds,
+        runs=runs,
+        warm_up=warm_up if case.device.type == "cuda" else min(warm_up, 0.1),
+        progress=lambda fraction: progress("timing", fraction),
+    )
+    return timings, graph_replay
+
+
+def _capture(
+    built: Built, repeats: int, device: torch.device, unavailable: dict[str, str], progress: Progress
+) -> dict[str, Callable[[], object]]:
+    """CUDA graphs of the peers that can be captured."""
+    captured: dict[str, Callable[[], object]] = {}
+    for name, (function, own_case) in built.items():
+        progress(f"{name}: CUDA graph", 0.0)
+        try:
+            captured[name] = timing.CapturedCall(
+                timing.Rotation(function, own_case.argument_sets, repeats), device
+            )
+        except Exception as error:  # a peer that waits for the device, or calls a library that does
+            unavailable[name] = f"cannot be captured as a CUDA graph: {_reason(error)}"
+    return captured
+
+
+def _release(device: torch.device, compiled: bool) -> None:
+    """Gives memory back between cases: garbage, cached blocks, and compiled code, which torch limits."""
+    if compiled:
+        torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,277 @@
+"""Tables on the terminal, JSON files, and times kept from one run for another. Needs rich."""
+
+import json
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from epiconv.bench.ceilings import Ceilings
+from epiconv.bench.elementwise import Bandwidth
+from epiconv.bench.host import HostTimes
+from epiconv.bench.peers import EPICONV, PEERS
+from epiconv.bench.results import CONTROL_DRIFT, CaseResult, Row
+
+SCHEMA: Final = 1
+"""Version of the JSON files; a change that a reader would notice raises it."""
+
+_FILE_WIDTH: Final = 140
+
+
+def make_console() -> Console:
+    """A console on standard output; wide enough for the tables when that is a file or a pipe.
+
+    Example:
+        >>> make_console().print(table)
+    """
+    console = Console()
+    return console if console.is_terminal else Console(width=_FILE_WIDTH)
+
+
+def plain_table(title: str, caption: str | None = None) -> Table:
+    """A table with few lines, its title and caption on the left.
+
+    Example:
+        >>> table = plain_table("times")
+    """
+    return Table(
+        title=title,
+        title_justify="left",
+        caption=caption or None,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+
+
+def add_columns(table: Table, words: Sequence[str], numbers: Sequence[str]) -> None:
+    """Adds columns: words on the left, then numbers on the right.
+
+    Example:
+        >>> add_columns(table, ["peer"], ["ms"])
+    """
+    for position, heading in enumerate(words):
+        # What a row is about is never cut; the other words wrap.
+        table.add_column(heading, no_wrap=position == 0, overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+
+
+def progress_bar(console: Console) -> Progress:
+    """A progress bar of cases with the stage beside it; it disappears at the end.
+
+    Example:
+        >>> with progress_bar(Console(stderr=True)) as bar: ...
+    """
+    bar = BarColumn(bar_width=24)
+    stage = TextColumn("{task.description}")
+    return Progress(bar, MofNCompleteColumn(), TimeElapsedColumn(), stage, console=console, transient=True)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What times depend on: card or processor, torch, CUDA and cuDNN versions.
+
+    Example:
+        >>> environment(torch.device("cpu"))["torch"]
+    """
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
+        "device_type": device.type,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,  # type: ignore[no-untyped-call]
+        "python": platform.python_version(),
+        "threads": None if cuda else torch.get_num_threads(),
+    }
+
+
+def results_as_json(
+    results: Iterable[CaseResult], device: torch.device, ceilings: Ceilings, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of the file that `--json` writes.
+
+    Args:
+        results: the cases.
+        device: where they ran.
+        ceilings: of the device.
+        settings: the options of the run.
+
+    Returns:
+        "schema", "environment", "ceilings", "settings" and "cases" (see `CaseResult`).
+    """
+    return {
+        "schema": SCHEMA,
+        "environment": environment(device),
+        "ceilings": {
+            "bytes_per_second": ceilings.bytes_per_second,
+            "flops_per_second": dict(ceilings.flops_per_second),
+            "source": ceilings.source,
+        },
+        "settings": dict(settings),
+        "cases": [result.as_json() for result in results],
+    }
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file, indented.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def kept_times(results: Iterable[tuple[str, CaseResult]], device: torch.device) -> dict[str, Any]:
+    """The content of the file that `--keep-peers` writes: the peers' times, epiconv's left out.
+
+    Args:
+        results: (case key, result).
+        device: where they ran.
+    """
+    cases = {key: {row.peer: row.ms for row in result.rows if row.peer != EPICONV} for key, result in results}
+    return {"schema": SCHEMA, "environment": environment(device), "ms": cases}
+
+
+def read_kept_times(path: Path, device: torch.device) -> dict[str, dict[str, float]]:
+    """Reads what `--keep-peers` wrote.
+
+    Args:
+        path: the file.
+        device: where it is going to be compared.
+
+    Returns:
+        Milliseconds by case key and peer.
+
+    Raises:
+        ValueError: it is no such file, or is from another card or torch version.
+        OSError: it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        there, cases = content["environment"], content["ms"]
+        times = {key: {peer: float(ms) for peer, ms in peers.items()} for key, peers in cases.items()}
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} was not written by --keep-peers: {error!r}") from None
+    here = environment(device)
+    for what in ("device", "torch", "cuda", "cudnn"):
+        if there.get(what) != here[what]:
+            raise ValueError(
+                f"{path} was measured with {what} {there.get(what)}, this is {here[what]}: measure again"
+            )
+    return times
+
+
+def case_table(result: CaseResult) -> Table:
+    """One case as a table, a row per peer.
+
+    Example:
+        >>> Console().print(case_table(result))
+    """
+    shape = "×".join(map(str, result.input))
+    replay = ", CUDA graphs" if result.graph_replay else ""
+    sets = f", {result.input_sets} input sets" if result.input_sets > 1 else ""
+    title = (
+        f"{result.problem} {result.name}: {shape}, {result.dtype} ({result.math}), {result.layout}"
+        f" · floor {milliseconds(result.floor_ms)} ms by {result.floor_by}{replay}{sets}"
+    )
+    notes = [f"{peer} not available: {reason}" for peer, reason in result.unavailable.items()]
+    if result.plan:
+        notes.insert(0, f"epiconv ran {result.plan['path']}: {result.plan['kernel']}")
+    table = plain_table(title, caption="\n".join(notes))
+    add_columns(
+        table, ["peer"], ["ms", "10–90 %", "TFLOP/s", "GB/s", "% of floor", "× best peer", "max error", "ok"]
+    )
+    for row in result.rows:
+        table.add_row(*_cells(row), style="bold" if row.peer == EPICONV else None)
+    return table
+
+
+def _cells(row: Row) -> list[str]:
+    check = row.check
+    return [
+        row.peer,
+        milliseconds(row.ms),
+        "kept" if row.reused else f"{milliseconds(row.low_ms)}–{milliseconds(row.high_ms)}",
+        f"{row.tflops:.3g}",
+        f"{row.gbps:.4g}",
+        f"{row.floor_percent:.1f}",
+        "" if row.best_peer_ratio is None else f"{row.best_peer_ratio:.2f}",
+        "" if check is None else f"{check.max_error:.1e}",
+        "" if check is None else "yes" if check.ok else "NO",
+    ]
+
+
+def milliseconds(ms: float) -> str:
+    """A time in ms with three to four digits that mean something.
+
+    Example:
+        >>> milliseconds(1.63241)
+        '1.632'
+    """
+    return f"{ms:.4f}" if ms < 0.1 else f"{ms:.3f}" if ms < 100 else f"{ms:.1f}"
+
+
+def summary_table(results: Sequence[CaseResult]) -> Table:
+    """epiconv against the best peer, a row per case."""
+    table = plain_table("epiconv against the best peer")
+    add_columns(
+        table, ["problem", "dtype", "layout", "best peer"], ["ms", "epiconv ms", "ratio", "% of floor", "ok"]
+    )
+    for result in results:
+        own = result.row(EPICONV)
+        if own is None:
+            continue
+        rivals = [row for row in result.rows if PEERS[row.peer].competes]
+        best = min(rivals, key=lambda row: row.ms, default=None)
+        table.add_row(
+            result.problem,
+            result.dtype,
+            result.layout,
+            "" if best is None else best.peer,
+            "" if best is None else milliseconds(best.ms),
+            milliseconds(own.ms),
+            "" if own.best_peer_ratio is None else f"{own.best_peer_ratio:.2f}",
+            f"{own.floor_percent:.1f}",
+            "yes" if result.ok else "NO",
+        )
+    return table
+
+
+def control_warning(result: CaseResult) -> str | None:
+    """What to say when the control moved, or None."""
+    control = result.control
+    if control is None or not control.moved:
+        return None
+    return (
+        f"{result.problem} {result.dtype} {result.layout}: {control.peer} took "
+        f"{milliseconds(control.kept_ms)} ms when the peers' times were kept and "
+        f"{milliseconds(control.ms)} ms now, over {CONTROL_DRIFT:.0%} apart: "
+        "the kept times of this case are no measure; run without --reuse-peers"
+    )
+
+
+def host_table(times: Iterable[HostTimes]) -> Table:
+    """Host time per call, a row per device."""
+    table = plain_table("host time per call, without grad")
+    add_columns(table, ["device"], ["eager conv + 3 operations, µs", "fused_conv_epilogue, µs", "ratio"])
+    for row in times:
+        table.add_row(row.device, f"{row.eager_us:.1f}", f"{row.epiconv_us:.1f}", f"{row.ratio:.2f}")
+    return table
+
+
+def bandwidth_table(rows: Iterable[Bandwidth]) -> Table:
+    """The one-pass epilogue against a copy, a row per output."""
+    table = plain_table("one-pass epilogue, in place")
+    add_columns(table, ["problem", "output", "dtype", "layout"], ["ms", "GB/s", "copy GB/s", "% of copy"])
+    for row in rows:
+        shape = "×".join(map(str, row.shape))
+        numbers = (milliseconds(row.ms), f"{row.gbps:.0f}", f"{row.copy_gbps:.0f}", f"{row.percent:.1f}")
+        table.add_row(row.problem, shape, row.dtype, row.layout, *numbers)
+    return table

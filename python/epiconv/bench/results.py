@@ -1,0 +1,179 @@
+"""What the benchmark finds out, as the table shows it and the JSON file stores it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from epiconv.bench.peers import EPICONV, PEERS
+from epiconv.bench.problems import Problem
+from epiconv.bench.timing import Timing
+
+CONTROL_DRIFT: Final = 0.05
+"""How far the control may have moved before kept times are no longer to be compared with."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """How right one peer is.
+
+    Attributes:
+        max_error: against float64 on sampled images, relative to the output's scale.
+        batch_difference: largest difference from eager over the whole batch; of epiconv only.
+        ok: whether both are small enough; see `accuracy`.
+    """
+
+    max_error: float
+    batch_difference: float | None
+    ok: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One peer of a case.
+
+    Attributes:
+        peer: its name.
+        ms, low_ms, high_ms: median, 10th and 90th percentile of the rounds.
+        rounds: how many; 0 for a kept time.
+        tflops: TFLOP/s of the convolution.
+        gbps: GB/s, with every tensor touched once.
+        floor_percent: floor / time, in percent.
+        best_peer_ratio: time of the best peer / this time: above 1 is faster than every peer. None when
+            there is no peer.
+        check: None for a kept time and for the bare convolution.
+        reused: whether the time was kept from an earlier run.
+    """
+
+    peer: str
+    ms: float
+    low_ms: float
+    high_ms: float
+    rounds: int
+    tflops: float
+    gbps: float
+    floor_percent: float
+    best_peer_ratio: float | None
+    check: Check | None
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Control:
+    """A peer whose time was kept and that was measured again: peer, then and now in ms."""
+
+    peer: str
+    kept_ms: float
+    ms: float
+
+    @property
+    def moved(self) -> bool:
+        """Whether it moved by more than `CONTROL_DRIFT`, so that kept times mean little."""
+        return abs(self.ms / self.kept_ms - 1) > CONTROL_DRIFT
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """All about one case.
+
+    Attributes:
+        problem, name, op, input, output, program, dtype, layout: what was computed.
+        math: of the convolution, as in `peers.math_name`.
+        flops, bytes: of the problem, every tensor touched once.
+        floor_ms, floor_by: the least time, and what bounds it.
+        graph_replay: whether CUDA graphs were replayed.
+        input_sets: how many sets of inputs were rotated.
+        error_images: the images that were compared with float64.
+        plan: path and kernel of epiconv, or None when it did not run.
+        rows: the peers that ran.
+        unavailable: the reason of each that could not.
+        control: of a run with kept times, or None.
+    """
+
+    problem: str
+    name: str
+    op: str
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+    program: str
+    dtype: str
+    layout: str
+    math: str
+    flops: int
+    bytes: int
+    floor_ms: float
+    floor_by: str
+    graph_replay: bool
+    input_sets: int
+    error_images: tuple[int, ...]
+    plan: dict[str, str] | None
+    rows: tuple[Row, ...]
+    unavailable: dict[str, str]
+    control: Control | None = None
+
+    def row(self, peer: str) -> Row | None:
+        """The row of a peer, or None."""
+        return next((row for row in self.rows if row.peer == peer), None)
+
+    @property
+    def ok(self) -> bool:
+        """Whether epiconv, if it was asked for, ran and was right."""
+        row = self.row(EPICONV)
+        return EPICONV not in self.unavailable and (row is None or row.check is None or row.check.ok)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain lists, dicts, numbers and strings; `ok` and `control.moved` included."""
+        values = asdict(self)
+        values["ok"] = self.ok
+        if self.control is not None:
+            values["control"]["moved"] = self.control.moved
+        return values
+
+
+def case_key(problem: Problem, dtype_word: str, layout: str) -> str:
+    """Names a case across runs.
+
+    Example:
+        >>> case_key(find_problem("kb4"), "bf16", "nchw")
+        'kb4 conv2d 64x64x256x256 -> 64x128x254x254 v1 = mish(v0); v2 = mish(v1) bf16 nchw'
+    """
+    extents = ["x".join(map(str, shape)) for shape in (problem.input, problem.output)]
+    return f"{problem.id} {problem.op} {' -> '.join(extents)} {problem.program.text} {dtype_word} {layout}"
+
+
+def make_rows(
+    timings: Mapping[str, Timing],
+    kept_ms: Mapping[str, float],
+    checks: Mapping[str, Check],
+    problem: Problem,
+    itemsize: int,
+    floor_seconds: float,
+) -> tuple[Row, ...]:
+    """The rows of a case, in the order of `PEERS`.
+
+    Args:
+        timings: what was measured.
+        kept_ms: times from an earlier run, of peers that were not measured.
+        checks: of the peers that have one.
+        problem: gives FLOPs and bytes.
+        itemsize: bytes per value.
+        floor_seconds: the least time.
+    """
+    times = {name: Timing(ms / 1e3, ms / 1e3, ms / 1e3, 0) for name, ms in kept_ms.items()} | dict(timings)
+    best = min((time.seconds for name, time in times.items() if PEERS[name].competes), default=None)
+    return tuple(
+        Row(
+            peer=name,
+            ms=times[name].seconds * 1e3,
+            low_ms=times[name].low * 1e3,
+            high_ms=times[name].high * 1e3,
+            rounds=times[name].rounds,
+            tflops=problem.flops / times[name].seconds / 1e12,
+            gbps=problem.bytes(itemsize) / times[name].seconds / 1e9,
+            floor_percent=100 * floor_seconds / times[name].seconds,
+            best_peer_ratio=None if best is None else best / times[name].seconds,
+            check=checks.get(name),
+            reused=name not in timings,
+        )
+        for name in PEERS
+        if name in times
+    )

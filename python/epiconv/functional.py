@@ -1,0 +1,224 @@
+"""`fused_conv_epilogue`: the library's one function, and the pass behind it on its own."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+
+from epiconv import _torch_private
+from epiconv._library import call_operator
+from epiconv.arguments import Extents, normalise
+from epiconv.checks import check_pass, check_tensor_types
+from epiconv.convolution import output_format
+from epiconv.fallback import Call, EpiloguePass, apply_epilogue, warn_not_fused, why_not_fused
+from epiconv.form_cache import FormCache, are_plain
+from epiconv.program import Program, bind_epilogue, epilogue_text
+
+# What takes input, weight, bias and operands of one form.
+_Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Sequence[torch.Tensor]], torch.Tensor]
+
+_runs: Final[FormCache[_Run]] = FormCache()
+_passes: Final[FormCache[EpiloguePass]] = FormCache()
+
+_NAMES: Final = (
+    *("stride", "padding", "dilation", "groups", "transposed", "output_padding", "padding_mode"),
+    *("precision", "algorithm", "memory_format", "dtype"),
+)
+
+
+def fused_conv_epilogue(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    stride: Extents = 1,
+    padding: Extents | str = 0,
+    dilation: Extents = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: Extents = 0,
+    padding_mode: str = "zeros",
+    epilogue: Any = None,
+    precision: str | None = None,
+    algorithm: str = "auto",
+    memory_format: torch.memory_format | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Convolution, bias and an elementwise epilogue in one call.
+
+    Computes `epilogue(conv(input, weight) + bias)`. Bias and epilogue are one pass in float32 (float64
+    tensors: float64) that rounds once, when it stores. Where a gradient is wanted, plain torch operations
+    run instead, with the same values up to rounding.
+
+    Args:
+        input: (N, C, spatial…) or (C, spatial…), one to three spatial dimensions; float32, float16,
+            bfloat16 or float64, any strides.
+        weight: (K, C / groups, spatial…), transposed (C, K / groups, spatial…); of input's dtype.
+        bias: (K,), of input's dtype.
+        stride, dilation: as in torch: an int, or one per spatial dimension.
+        padding: likewise; or "valid", or "same" where the stride is 1.
+        groups: divides C and K.
+        transposed: a transposed convolution.
+        output_padding: of a transposed convolution, as in torch.
+        padding_mode: "zeros", "reflect", "replicate" or "circular"; transposed "zeros" only.
+        epilogue: None; a list of `epiconv.ops`; a program of `epiconv.trace` or `epiconv.Program` without
+            operands; or one called with its operands. Operands broadcast against the result as in torch
+            and may not grow it: one value per channel is (K, 1, 1). 0-d CPU tensors go with any device
+            and are read at each call.
+        precision: math of float32 convolutions: "ieee", "tf32", "bf16" or "fp16", accumulated in
+            float32. None: TF32 exactly when `torch.backends.cudnn.conv.fp32_precision == "tf32"`.
+        algorithm: "auto"; "cudnn" for torch's convolution on the card and one pass behind it;
+            "implicit_gemm", which this version does not have.
+        memory_format: of the result, `torch.contiguous_format` or channels_last. None: channels_last if
+            input or weight is, as torch's convolutions. An operand's layout never counts.
+        dtype: of the result, floating. None: what torch's type promotion gives the chain.
+
+    Returns:
+        (N, K, spatial…), or (K, spatial…) for an input without N.
+
+    Raises:
+        TypeError: a dtype or a layout is not supported, dtypes do not go together, or `epilogue` is no
+            epilogue.
+        ValueError: shapes, devices or words do not go together.
+        NotImplementedError: algorithm "implicit_gemm".
+        CudaError: a kernel failed.
+
+    Warns:
+        RuntimeWarning: once, when this build or this card makes a CUDA tensor run plain torch operations.
+
+    Example:
+        >>> y = fused_conv_epilogue(x, weight, bias, padding=1, epilogue=[ops.relu(), ops.add(residual)])
+    """
+    arguments = (
+        stride,
+        padding,
+        dilation,
+        groups,
+        transposed,
+        output_padding,
+        padding_mode,
+        precision,
+        algorithm,
+        memory_format,
+        dtype,
+    )
+    if torch.compiler.is_compiling():
+        text, operands = epilogue_text(epilogue)
+        return _dispatch(input, weight, bias, operands, text, arguments)
+    program, operands = bind_epilogue(epilogue)
+    if not _torch_private.modes_active():
+        tensors = (input, weight, *operands) if bias is None else (input, weight, bias, *operands)
+        try:
+            key = (
+                input.shape,
+                bias is None,
+                program.text,
+                arguments,
+                torch.is_grad_enabled(),
+                torch.get_default_dtype(),
+            )
+            run = _runs.get(key, tensors)
+        except (AttributeError, TypeError):
+            check_tensor_types(input=input, weight=weight, bias=bias)
+            given = dict(zip(_NAMES, _with_tuples(weight, arguments), strict=True))
+            return fused_conv_epilogue(input, weight, bias, epilogue=epilogue, **given)
+        if run is None and not _torch_private.interposed() and are_plain(tensors):
+            run = _prepare(input, weight, bias, operands, program, arguments)
+            _runs.keep(key, tensors, run)
+        if run is not None:
+            return run(input, weight, bias, operands)
+    return _dispatch(input, weight, bias, operands, program.text, arguments)
+
+
+def _with_tuples(weight: torch.Tensor, arguments: tuple[Any, ...]) -> Sequence[Any]:
+    """The arguments, one of which is not hashable, with tuples for lists; anything else is refused."""
+    if not any(isinstance(value, list) for value in arguments):
+        normalise(weight, *arguments)
+        raise TypeError("the arguments of a convolution are words, ints, and lists or tuples of ints")
+    return [tuple(value) if isinstance(value, list) else value for value in arguments]
+
+
+def _prepare(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    operands: Sequence[torch.Tensor],
+    program: Program,
+    arguments: tuple[Any, ...],
+) -> _Run:
+    """What runs for tensors of this form, in the grad mode of now."""
+    call = Call(input, weight, bias, operands, program, normalise(weight, *arguments))
+    wanted = torch.is_grad_enabled() and wants_grad((input, weight, bias, *operands))
+    return call.decompose if wanted else call
+
+
+def wants_grad(tensors: Sequence[torch.Tensor | None]) -> bool:
+    """Whether autograd follows one of the tensors, where grad mode is on.
+
+    Args:
+        tensors: None counts as one that it does not follow.
+
+    Example:
+        >>> wants_grad([torch.zeros(1, requires_grad=True)])
+        True
+    """
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _dispatch(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    operands: Sequence[torch.Tensor],
+    program: str,
+    arguments: tuple[Any, ...],
+) -> torch.Tensor:
+    """By way of torch's dispatcher; also what `torch.compile` traces."""
+    check_tensor_types(input=input, weight=weight, bias=bias)
+    normalised = normalise(weight, *arguments)
+    layout = output_format(input, weight, normalised.memory_format)
+    return call_operator(input, weight, bias, operands, program, normalised, layout)
+
+
+def epilogue_pass(y: torch.Tensor, epilogue: Any, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Runs bias and epilogue over an existing tensor, in place and without a graph for autograd.
+
+    Args:
+        y: (N, K, spatial…), one to three spatial dimensions, floating, without overlapping elements; what
+            a convolution wrote. Operands must not share its memory.
+        epilogue: as for `fused_conv_epilogue`.
+        bias: (K,), of y's dtype, added first.
+
+    Returns:
+        y.
+
+    Raises:
+        TypeError, ValueError: as `fused_conv_epilogue`.
+        RuntimeError: y wants a gradient.
+
+    Example:
+        >>> epilogue_pass(torch.nn.functional.conv2d(x, weight), [ops.relu()], bias)
+    """
+    program, operands = bind_epilogue(epilogue)
+    if torch.is_grad_enabled() and wants_grad((y, bias, *operands)):
+        raise RuntimeError(
+            "epilogue_pass writes in place and has no gradient: call it under torch.no_grad(), or call "
+            "fused_conv_epilogue"
+        )
+    tensors = (y, *operands) if bias is None else (y, bias, *operands)
+    key = (y.shape, bias is None, program.text)
+    planned = _passes.get(key, tensors)
+    if planned is None:
+        if not are_plain(tensors):
+            raise TypeError("epilogue_pass takes plain torch tensors, without subclasses or lazy negation")
+        check_pass(y, bias, operands, program)
+        if reason := why_not_fused(y.device):
+            warn_not_fused(reason)
+            return y.copy_(apply_epilogue(y, bias, operands, program, y.dtype))
+        source = (y.dtype, y.stride())
+        planned = EpiloguePass(program, y.shape, y.device, source, source, bias, operands)
+        _passes.keep(key, tensors, planned)
+    planned.run(y, y, bias, operands)
+    if not y.is_inference():
+        torch.autograd.graph.increment_version(y)  # what was saved for a backward pass is gone
+    return y

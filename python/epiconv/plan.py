@@ -1,0 +1,231 @@
+"""How a call runs, without running it: `epiconv.explain`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from epiconv import _torch_private
+from epiconv._library import cast_for_autocast
+from epiconv.arguments import Extents, normalise
+from epiconv.cards import CARDS
+from epiconv.checks import NO_IMPLICIT_GEMM, check_tensor_types, is_number, no_cudnn
+from epiconv.fallback import Call
+from epiconv.form_cache import are_plain
+from epiconv.functional import wants_grad
+from epiconv.program import bind_epilogue
+
+_LABEL_WIDTH: Final = 10
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a call of `fused_conv_epilogue` runs; prints as a table.
+
+    Attributes:
+        path: what runs:
+            "cpu": torch's convolution, then one pass of this library;
+            "cudnn+epilogue": the same on the card;
+            "torch": plain torch operations.
+        convolution: what torch computes the convolution with, "cudnn" among others; "" where torch does
+            not tell.
+        kernel: name of the pass; for path "torch" how many operations there are.
+        refused: (path, reason) of the paths that are not taken.
+        program: text of the epilogue.
+        shape: of the result, (N, K, spatial…) or (K, spatial…).
+        dtype: of the result.
+        strides: of the result.
+        device: of the result.
+        flops: of the convolution, two per multiply-add.
+        bytes_moved: what this path reads and writes: the convolution's tensors once, then the pass's. For
+            path "torch" it is `least_bytes`, since torch's operations are not counted.
+        least_bytes: what any path has to: each tensor that is given or returned, once.
+        math: of the multiplications: "fp64", "fp32", "tf32", "bf16" or "fp16".
+        floor_ms: the least time on this card, max(least_bytes / bandwidth, flops / rate); None where the
+            rates are not known.
+        floor_note: what bounds it and where the rates are from, or why there is none.
+    """
+
+    path: str
+    convolution: str
+    kernel: str
+    refused: tuple[tuple[str, str], ...]
+    program: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    strides: tuple[int, ...]
+    device: torch.device
+    flops: int
+    bytes_moved: int
+    least_bytes: int
+    math: str
+    floor_ms: float | None
+    floor_note: str
+
+    def __str__(self) -> str:
+        by = f", convolution by {self.convolution}" if self.convolution else ""
+        rows = [
+            ("path", f"{self.path}{by}"),
+            ("kernel", self.kernel),
+            *[("not", f"{path}: {reason}") for path, reason in self.refused],
+            ("program", self.program or "(none)"),
+            ("output", f"{self.shape} {self.dtype}, strides {self.strides}, {self.device}"),
+            ("FLOPs", f"{self.flops / 1e9:.3f} G in {self.math}"),
+            ("bytes", f"{self.bytes_moved / 1e6:.3f} MB, at least {self.least_bytes / 1e6:.3f} MB"),
+            (
+                "floor",
+                self.floor_note if self.floor_ms is None else f"{self.floor_ms:.4f} ms, {self.floor_note}",
+            ),
+        ]
+        return "\n".join(f"{label:<{_LABEL_WIDTH}}{text}" for label, text in rows)
+
+
+def explain(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    stride: Extents = 1,
+    padding: Extents | str = 0,
+    dilation: Extents = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    output_padding: Extents = 0,
+    padding_mode: str = "zeros",
+    epilogue: Any = None,
+    precision: str | None = None,
+    algorithm: str = "auto",
+    memory_format: torch.memory_format | None = None,
+    dtype: torch.dtype | None = None,
+) -> Plan:
+    """How `fused_conv_epilogue` would run with these arguments, in the grad and autocast mode of now.
+
+    Nothing is computed. The pass is planned for a convolution's output in the layout that torch's rule
+    gives it; the few of torch's kernels that know the contiguous layout only may make it another.
+
+    Args:
+        input, weight, bias: as the rest, of `fused_conv_epilogue`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as `fused_conv_epilogue`.
+
+    Example:
+        >>> print(explain(x, weight, bias, padding=1, epilogue=[ops.relu()]))
+    """
+    check_tensor_types(input=input, weight=weight, bias=bias)
+    program, operands = bind_epilogue(epilogue)
+    device = input.device
+    if device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type):
+        cast: tuple[Any, ...] = cast_for_autocast(device.type, input, weight, bias)
+        input, weight, bias = cast
+    arguments = normalise(
+        weight,
+        *(stride, padding, dilation, groups, transposed, output_padding, padding_mode),
+        *(precision, algorithm, memory_format, dtype),
+    )
+    call = Call(input, weight, bias, operands, program, arguments)
+    tensors = [tensor for tensor in (input, weight, bias, *operands) if tensor is not None]
+    why_torch = _why_torch(call, tensors)
+    result = call.empty_result(torch.device("meta"))
+    least = _bytes([*tensors, result])
+    if why_torch:
+        path, kernel, moved = "torch", _torch_operations(bias is not None, len(program.steps)), least
+    else:
+        planned = call.explain_pass(input, weight, bias, operands)
+        path, kernel = _path(device), planned.kernel
+        moved = _bytes([input, weight]) + _y_bytes(call, input) + planned.bytes_moved
+    math = _math(input, precision)
+    floor_ms, floor_note = _floor(device, math, call.flops, least)
+    return Plan(
+        path=path,
+        convolution=_convolution(input, weight, call),
+        kernel=kernel,
+        refused=_refused(device, path, why_torch),
+        program=program.text,
+        shape=tuple(result.shape),
+        dtype=result.dtype,
+        strides=result.stride(),
+        device=device,
+        flops=call.flops,
+        bytes_moved=moved,
+        least_bytes=least,
+        math=math,
+        floor_ms=floor_ms,
+        floor_note=floor_note,
+    )
+
+
+def _path(device: torch.device) -> str:
+    return "cudnn+epilogue" if device.type == "cuda" else "cpu"
+
+
+def _why_torch(call: Call, tensors: Sequence[torch.Tensor]) -> str:
+    """Why plain torch operations run, or ""."""
+    if call.not_fused:
+        return call.not_fused
+    if torch.is_grad_enabled() and wants_grad(tensors):
+        return "a tensor requires grad, and grad mode is on"
+    return "" if are_plain(tensors) else "a tensor is of a subclass or negated lazily; its own rules decide"
+
+
+def _refused(device: torch.device, path: str, why_torch: str) -> tuple[tuple[str, str], ...]:
+    refused = [("implicit_gemm", NO_IMPLICIT_GEMM)]
+    if path == "torch":
+        refused.append((_path(device), why_torch))
+    if path != "cudnn+epilogue" and (reason := no_cudnn(device)):
+        refused.append(("cudnn+epilogue", reason))
+    return tuple(dict(reversed(refused)).items())[::-1]
+
+
+def _torch_operations(has_bias: bool, count: int) -> str:
+    return (
+        f"torch: convolution{', bias' if has_bias else ''} and {count} operation{'' if count == 1 else 's'}"
+    )
+
+
+def _bytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors if not is_number(tensor))
+
+
+def _y_bytes(call: Call, input: torch.Tensor) -> int:
+    """Of the convolution's output, before the pass."""
+    return call.empty_result(torch.device("meta")).numel() * input.element_size()
+
+
+def _math(input: torch.Tensor, precision: str | None) -> str:
+    names = {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    if input.dtype in names:
+        return names[input.dtype]
+    if precision is not None:
+        return "fp32" if precision == "ieee" else precision
+    settings = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return "tf32" if input.device.type == "cuda" and settings.fp32_precision == "tf32" else "fp32"
+
+
+def _convolution(input: torch.Tensor, weight: torch.Tensor, call: Call) -> str:
+    arguments = call.arguments
+    return _torch_private.convolution_backend(
+        input if call.batched else input.unsqueeze(0),
+        weight,
+        arguments.stride,
+        arguments.padding_begin,
+        arguments.dilation,
+        arguments.transposed,
+        arguments.output_padding,
+        arguments.groups,
+    )
+
+
+def _floor(device: torch.device, math: str, flops: int, least_bytes: int) -> tuple[float | None, str]:
+    if device.type != "cuda":
+        return None, f"no floor is known for {device.type}"
+    name = torch.cuda.get_device_name(device)
+    card = CARDS.get(name)
+    if card is None:
+        return None, f"no floor is known for {name}; there are {', '.join(CARDS)}"
+    seconds, bound_by = card.floor(math, flops, least_bytes)
+    return seconds * 1e3, f"bound by {bound_by}; {card.source}"
