@@ -136,13 +136,12 @@ def recipe_table(results: Sequence[RecipeResult]) -> Table:
     """
     table = report.plain_table("recipes beside plain PyTorch")
     numbers = ["eager ms", "epiconv ms", "ratio", "eager error", "epiconv error", "ok"]
-    report.add_columns(table, ["recipe", "dtype", "layout", "plan"], numbers)
+    report.add_columns(table, ["recipe", "dtype", "layout"], numbers)
     for row in results:
         table.add_row(
             row.recipe,
             row.dtype,
             row.layout,
-            f"{row.path}: {row.kernel}",
             report.milliseconds(row.eager_ms),
             report.milliseconds(row.epiconv_ms),
             f"{row.ratio:.2f}",
@@ -150,6 +149,19 @@ def recipe_table(results: Sequence[RecipeResult]) -> Table:
             f"{row.epiconv_error:.1e}",
             "yes" if row.ok else "NO",
         )
+    return table
+
+
+def plan_table(results: Sequence[RecipeResult]) -> Table:
+    """What ran, a row for each result.
+
+    Example:
+        >>> report.make_console().print(plan_table(results))
+    """
+    table = report.plain_table("plans")
+    report.add_columns(table, ["recipe", "dtype", "path", "kernel"], [])
+    for row in results:
+        table.add_row(row.recipe, row.dtype, row.path, row.kernel)
     return table
 
 
@@ -222,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 torch.cuda.empty_cache()
             bar.advance(task)
     console.print(recipe_table(results))
+    console.print(plan_table(results))
     batch = results[0].input[0]
     images = ", ".join(map(str, results[0].error_images))
     console.print(

@@ -156,7 +156,6 @@ class Program:
         return type(self), (self.text,)
 
 
-@dataclass(frozen=True, eq=False)
 class BoundProgram:
     """A program together with all its operands: what `epilogue=` takes. Made by calling a program.
 
@@ -171,8 +170,15 @@ class BoundProgram:
         >>> epilogue = Program("v1 = add(v0, b0)")(bias)
     """
 
-    program: Program
-    operands: tuple[torch.Tensor, ...]
+    # One is made in every call, and a frozen dataclass takes four times as long to make.
+    __slots__ = ("operands", "program")
+
+    def __init__(self, program: Program, operands: tuple[torch.Tensor, ...]) -> None:
+        self.program = program
+        self.operands = operands
+
+    def __repr__(self) -> str:
+        return f"BoundProgram(program={self.program!r}, operands={self.operands!r})"
 
     def __call__(self, *operands: torch.Tensor) -> "BoundProgram":
         """Returns itself: nothing is left to bind.

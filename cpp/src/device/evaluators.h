@@ -217,7 +217,7 @@ struct Static<TheShape, StaticProgram<Steps...>> {
   using Shape = TheShape;
   using T = typename Shape::T;
   using Values = T[Shape::kCount];
-  static constexpr int kBlocks = 3;
+  static constexpr int kBlocks = StaticProgram<Steps...>::kHasGroupNorm ? 3 : 4;
   static constexpr bool kTakesFoldedSteps = false;
 
   template <Part kPart>

@@ -1,12 +1,17 @@
-// Reads a pass's input at the chunks of one thread, one chunk ahead of its use: a program's steps would
-// otherwise wait for memory with too few bytes on their way.
+// Reads a pass's input at the chunks of one thread, several chunks ahead of their use: a program's steps
+// would otherwise wait for memory with too few bytes on their way. What is under way is held in shared
+// memory, of which every thread has its own part, so that it takes no registers and threads need not wait for
+// each other.
 #pragma once
 
 #include <cstdint>
 
 #include "device/chunk.h"
+#include "device/ptx/cp_async.h"
 
 namespace epiconv {
+
+inline constexpr int kBlockThreads = 256;
 
 // Where the chunks of a thread lie: number c begins at element begin + c * distance.
 template <typename Index>
@@ -31,7 +36,9 @@ class InputReader {
       : pass_(pass), sequence_(sequence) {
     const int size = dtype_size(pass.input.dtype);
     ahead_ = all_whole && pass.input.pattern == Pattern::kLinear && size * Shape::kWord == sizeof(uint4);
-    if (ahead_ && sequence.count > 0) fetch(0);
+    if (!ahead_) return;
+#pragma unroll
+    for (int chunk = 0; chunk < kAhead; ++chunk) fetch(chunk);
   }
 
   // The values of the sequence's chunk `index`, for each in turn.
@@ -40,33 +47,43 @@ class InputReader {
       chunk.load(pass_.input, values);
       return;
     }
+    ptx::cp_async_wait<kAhead - 1>();
     visit_floating<T>(pass_.input.dtype, [&]<typename Stored>() {
       if constexpr (sizeof(Stored) * Shape::kWord == sizeof(uint4)) {
 #pragma unroll
         for (int w = 0; w < Shape::kWords; ++w) {
-          Packed<Stored, Shape::kWord> packed;
-          __builtin_memcpy(&packed, &words_[w], sizeof(packed));
-#pragma unroll
-          for (int j = 0; j < Shape::kWord; ++j)
-            values[w * Shape::kWord + j] = from_stored<T>(packed.values[j]);
+          load_packed<T, Stored, Shape::kWord>(values + w * Shape::kWord,
+                                               reinterpret_cast<const Stored*>(place(index, w)));
         }
       }
     });
-    if (index + 1 < sequence_.count) fetch(index + 1);
+    fetch(index + kAhead);
   }
 
  private:
+  // A power of 2. More would leave too little of the 48 KB for the statistics kernels.
+  static constexpr int kAhead = Shape::kWords <= 2 ? 4 : 2;
+
+  // Where word w of a chunk waits for its use.
+  __device__ __forceinline__ static uint4* place(int index, int w) {
+    __shared__ uint4 words[kAhead][Shape::kWords][kBlockThreads];
+    return &words[index % kAhead][w][threadIdx.x];
+  }
+
   __device__ __forceinline__ void fetch(int index) {
-    const uint4* const words = static_cast<const uint4*>(pass_.input.data);
-    const Index first = sequence_.first(index);
+    if (index < sequence_.count) {
+      const uint4* const words = static_cast<const uint4*>(pass_.input.data);
+      const Index first = sequence_.first(index);
 #pragma unroll
-    for (int w = 0; w < Shape::kWords; ++w)
-      words_[w] = words[(first + w * sequence_.word_distance) / Shape::kWord];
+      for (int w = 0; w < Shape::kWords; ++w) {
+        ptx::cp_async_16(place(index, w), words + (first + w * sequence_.word_distance) / Shape::kWord);
+      }
+    }
+    ptx::cp_async_commit();  // of nothing, too, so that the number of groups tells which has arrived
   }
 
   const PassParameters<T>& pass_;
   const ChunkSequence<Index>& sequence_;
-  uint4 words_[Shape::kWords] = {};  // of the next chunk
   bool ahead_;
 };
 

@@ -17,9 +17,14 @@ namespace {
 }  // namespace
 
 void evaluate_operation_cuda(const OperationProbe&, void*) { refuse(); }
-std::string cuda_pass_kernel(const Pass&) { refuse(); }
-std::size_t cuda_pass_workspace_bytes(const Pass&) { refuse(); }
-void launch_pass_cuda(const Pass&, const PassPointers&, int, void*) { refuse(); }
+
+struct CudaPass::State {};
+CudaPass::CudaPass(const Pass&) { refuse(); }
+CudaPass::~CudaPass() = default;
+std::string CudaPass::kernel() const { refuse(); }
+std::size_t CudaPass::workspace_bytes() const { refuse(); }
+void CudaPass::launch(const PassPointers&, int, void*) const { refuse(); }
+
 std::string cuda_toolkit_version() { return ""; }
 std::string cuda_driver_version() { return ""; }
 

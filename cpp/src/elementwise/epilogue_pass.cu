@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <iterator>
 #include <limits>
+#include <variant>
 
 #include "elementwise/epilogue_pass.h"
 #include "elementwise/epilogue_pass_kernel.h"
@@ -34,41 +35,58 @@ const PassKernels& kernels_of(const Pass& pass) {
 }
 
 template <typename T>
-void launch_pass(const Pass& pass, const PassKernels& kernels, const PassPointers& pointers, void* stream) {
-  auto parameters = pass_parameters<T>(pass, pointers, kernels, true);
+void launch_pass(const Pass& pass, const PassKernels& kernels, PassParameters<T> parameters,
+                 const PassPointers& pointers, void* stream) {
+  set_pointers(parameters, pass, pointers, kernels);
   // Longer threads wait for their first chunk less often, as long as there are blocks enough for every card.
-  const std::int64_t short_block = std::int64_t{kPassThreads} * kernels.word * kernels.words;
+  const std::int64_t short_block = std::int64_t{kBlockThreads} * kernels.word * kernels.words;
   int chunks_per_thread =
       static_cast<int>(std::clamp<std::int64_t>(pass.walk.count / short_block / kBlocks, 1, 8));
   const std::int64_t block = short_block * chunks_per_thread;
   const std::int64_t blocks = (pass.walk.count + block - 1) / block;
   void* arguments[] = {&parameters, &chunks_per_thread};
-  launch_kernel("elementwise_cuda_", kernels.name, pass, kernels.pass, blocks, kPassThreads, arguments,
+  launch_kernel("elementwise_cuda_", kernels.name, pass, kernels.pass, blocks, kBlockThreads, arguments,
                 stream);
 }
 
 }  // namespace
 
-std::string cuda_pass_kernel(const Pass& pass) { return kernels_of(pass).name; }
+struct CudaPass::State {
+  Pass pass;
+  const PassKernels& kernels;
+  std::variant<PassParameters<float>, PassParameters<double>> parameters;
 
-std::size_t cuda_pass_workspace_bytes(const Pass& pass) {
-  return pass.program.has_group_norm ? group_norm_workspace_bytes(pass) : 0;
+  explicit State(const Pass& the_pass) : pass(the_pass), kernels(kernels_of(pass)) {
+    if (pass.walk.count == 0) return;
+    if (pass.double_precision) {
+      parameters = prepare_parameters<double>(pass, kernels, true);
+    } else {
+      parameters = prepare_parameters<float>(pass, kernels, true);
+    }
+  }
+};
+
+CudaPass::CudaPass(const Pass& pass) : state_(std::make_unique<const State>(pass)) {}
+CudaPass::~CudaPass() = default;
+
+std::string CudaPass::kernel() const { return state_->kernels.name; }
+
+std::size_t CudaPass::workspace_bytes() const {
+  return state_->pass.program.has_group_norm ? group_norm_workspace_bytes(state_->pass) : 0;
 }
 
-void launch_pass_cuda(const Pass& pass, const PassPointers& given, int device, void* stream) {
+void CudaPass::launch(const PassPointers& given, int device, void* stream) const {
   // This copy of the CUDA runtime does not know which device the caller's copy has made current.
   if (const cudaError_t status = cudaSetDevice(device); status != cudaSuccess) {
+    cudaGetLastError();  // an error that does not stick is reported once
     throw CudaError(concat("cudaSetDevice(", device, ") failed: ", cudaGetErrorName(status), ", ",
                            cudaGetErrorString(status)));
   }
-  const PassKernels& kernels = kernels_of(pass);
+  const Pass& pass = state_->pass;
   PassPointers pointers = given;
-  if (pass.program.has_group_norm) launch_group_norm_statistics(pass, kernels, pointers, stream);
-  if (pass.double_precision) {
-    launch_pass<double>(pass, kernels, pointers, stream);
-  } else {
-    launch_pass<float>(pass, kernels, pointers, stream);
-  }
+  if (pass.program.has_group_norm) launch_group_norm_statistics(pass, state_->kernels, pointers, stream);
+  std::visit([&](const auto& prepared) { launch_pass(pass, state_->kernels, prepared, pointers, stream); },
+             state_->parameters);
 }
 
 std::string cuda_toolkit_version() { return concat(CUDART_VERSION / 1000, ".", CUDART_VERSION % 1000 / 10); }

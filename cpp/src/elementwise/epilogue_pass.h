@@ -2,18 +2,29 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <string>
 
 #include "pass.h"
 
 namespace epiconv {
 
-// The name of the evaluator and its type: "f32_static", "f64_interpreted"…
-std::string cuda_pass_kernel(const Pass& pass);
+// A pass that is ready to be launched any number of times.
+class CudaPass {
+ public:
+  explicit CudaPass(const Pass& pass);
+  ~CudaPass();
 
-std::size_t cuda_pass_workspace_bytes(const Pass& pass);
+  // The name of the evaluator and its type: "f32_static", "f32_interpreted_chain"…
+  std::string kernel() const;
+  std::size_t workspace_bytes() const;
 
-// Launches a pass on the current device, whose number is `device`; `stream` is a cudaStream_t.
-void launch_pass_cuda(const Pass& pass, const PassPointers& pointers, int device, void* stream);
+  // Launches it on the current device, whose number is `device`; `stream` is a cudaStream_t.
+  void launch(const PassPointers& pointers, int device, void* stream) const;
+
+ private:
+  struct State;
+  std::unique_ptr<const State> state_;
+};
 
 }  // namespace epiconv

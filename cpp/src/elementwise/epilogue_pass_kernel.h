@@ -10,15 +10,13 @@
 
 namespace epiconv {
 
-inline constexpr int kPassThreads = 256;
-
 template <typename Evaluator>
-__global__ void __launch_bounds__(kPassThreads, Evaluator::kBlocks)
+__global__ void __launch_bounds__(kBlockThreads, Evaluator::kBlocks)
     epilogue_pass(const __grid_constant__ PassParameters<typename Evaluator::T> pass,
                   const int chunks_per_thread) {
   using Shape = typename Evaluator::Shape;
   using Index = typename Shape::Index;
-  constexpr Index kBlock = kPassThreads * Shape::kCount;  // elements between a thread's chunks
+  constexpr Index kBlock = kBlockThreads * Shape::kCount;  // elements between a thread's chunks
   constexpr Index kWordDistance = 32 * Shape::kWord;
   const auto count = static_cast<Index>(pass.count);
   const Index begin = static_cast<Index>(blockIdx.x) * (kBlock * chunks_per_thread);

@@ -69,13 +69,13 @@ struct FinishParameters {
 
 // One block for each sample and group: merges its partial results, and writes its channels' table entries.
 template <typename T>
-__global__ void __launch_bounds__(kStatisticsThreads)
+__global__ void __launch_bounds__(kBlockThreads)
     finish_group_norm(const __grid_constant__ FinishParameters<T> parameters) {
   const int sample = blockIdx.x / parameters.groups;
   const int group = blockIdx.x % parameters.groups;
   Moments<double> moments;
   const std::int64_t entries = static_cast<std::int64_t>(parameters.tiles) * parameters.group_streams;
-  for (std::int64_t i = threadIdx.x; i < entries; i += kStatisticsThreads) {
+  for (std::int64_t i = threadIdx.x; i < entries; i += kBlockThreads) {
     const std::int64_t tile = i / parameters.group_streams;
     const std::int64_t stream = group * parameters.group_streams + i % parameters.group_streams;
     const std::int64_t entry =
@@ -87,11 +87,11 @@ __global__ void __launch_bounds__(kStatisticsThreads)
   __shared__ double mean, scale;
   if (threadIdx.x == 0) {
     mean = moments.mean;
-    scale = 1.0 / sqrt(moments.squares / moments.count + parameters.epsilon);
+    scale = rsqrt(moments.squares / moments.count + parameters.epsilon);
   }
   __syncthreads();
   const int group_channels = parameters.channels / parameters.groups;
-  for (int i = threadIdx.x; i < group_channels; i += kStatisticsThreads) {
+  for (int i = threadIdx.x; i < group_channels; i += kBlockThreads) {
     const int channel = group * group_channels + i;
     double weight = 1.0;
     double shift = 0.0;
@@ -120,7 +120,8 @@ void launch(const Pass& pass, const PassKernels& kernels, PassPointers& pointers
 
   // By channels, a word begins at a multiple of its elements in its pixel, wherever that begins.
   const bool words_are_aligned = !norm.channels_last || norm.channels % kernels.word == 0;
-  auto parameters = pass_parameters<T>(pass, pointers, kernels, words_are_aligned);
+  auto parameters = prepare_parameters<T>(pass, kernels, words_are_aligned);
+  set_pointers(parameters, pass, pointers, kernels);
   const auto group_channels = static_cast<std::int32_t>(norm.channels / norm.groups);
   StatisticsParameters<T> statistics{norm.pixels,
                                      static_cast<std::int32_t>(norm.channels),
@@ -133,7 +134,7 @@ void launch(const Pass& pass, const PassKernels& kernels, PassPointers& pointers
   void* gather_arguments[] = {&parameters, &statistics};
   launch_kernel("group_norm_statistics_cuda_", kernels.name, pass,
                 norm.channels_last ? kernels.channel_statistics : kernels.range_statistics, layout.blocks,
-                kStatisticsThreads, gather_arguments, stream);
+                kBlockThreads, gather_arguments, stream);
 
   FinishParameters<T> finish{};
   finish.means = means;
@@ -157,7 +158,7 @@ void launch(const Pass& pass, const PassKernels& kernels, PassPointers& pointers
   finish.shift_table = tables + 2 * layout.table;
   void* finish_arguments[] = {&finish};
   launch_kernel("finish_group_norm", "", pass, reinterpret_cast<const void*>(&finish_group_norm<T>),
-                norm.samples * norm.groups, kStatisticsThreads, finish_arguments, stream);
+                norm.samples * norm.groups, kBlockThreads, finish_arguments, stream);
   pointers.operands[kMeanOperand] = finish.mean_table;
   pointers.operands[kScaleOperand] = finish.scale_table;
   pointers.operands[kShiftOperand] = finish.shift_table;

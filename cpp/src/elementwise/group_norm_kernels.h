@@ -14,8 +14,6 @@
 
 namespace epiconv {
 
-inline constexpr int kStatisticsThreads = 256;
-
 template <typename T>
 struct StatisticsParameters {
   std::int64_t pixels;          // of a sample and channel
@@ -39,10 +37,10 @@ __device__ __forceinline__ Moments<T> merge_warp(Moments<T> moments) {
   return moments;
 }
 
-// The moments of all threads of a block of kStatisticsThreads, in thread 0.
+// The moments of all threads of a block of kBlockThreads, in thread 0.
 template <typename T>
 __device__ __forceinline__ Moments<T> merge_block(const Moments<T>& of_thread) {
-  constexpr int kWarps = kStatisticsThreads / 32;
+  constexpr int kWarps = kBlockThreads / 32;
   __shared__ Moments<T> of_warps[kWarps];
   Moments<T> merged = merge_warp(of_thread);
   if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = merged;
@@ -54,7 +52,7 @@ __device__ __forceinline__ Moments<T> merge_block(const Moments<T>& of_thread) {
 }
 
 template <typename Evaluator>
-__global__ void __launch_bounds__(kStatisticsThreads, 1)
+__global__ void __launch_bounds__(kBlockThreads, 1)
     gather_range_moments(const __grid_constant__ PassParameters<typename Evaluator::T> pass,
                          const __grid_constant__ StatisticsParameters<typename Evaluator::T> statistics) {
   using Shape = typename Evaluator::Shape;
@@ -68,7 +66,7 @@ __global__ void __launch_bounds__(kStatisticsThreads, 1)
   const Index end = min(begin + statistics.tile, (range + 1) * length);
   // Words lie where they are aligned; elements outside the tile are left out of the sums.
   const Index aligned = begin / kWord * kWord;
-  constexpr Index kBlock = kStatisticsThreads * Shape::kCount;
+  constexpr Index kBlock = kBlockThreads * Shape::kCount;
   const Index warp = threadIdx.x / 32;
   const Index lane = threadIdx.x % 32;
   const Index mine = aligned + warp * (32 * Shape::kCount) + lane * kWord;
@@ -129,32 +127,33 @@ __global__ void __launch_bounds__(kStatisticsThreads, 1)
 // Merges the moments of all rows into row 0; `moments` are of a word's channels.
 template <typename T, int kWord>
 __device__ __forceinline__ void merge_rows(Moments<T> (&moments)[kWord], int row, int rows) {
-  __shared__ T counts[kStatisticsThreads];
-  __shared__ T means[kWord][kStatisticsThreads];
-  __shared__ T squares[kWord][kStatisticsThreads];
-  const int lanes = kStatisticsThreads / rows;
+  // Of half the rows at most, which give theirs to the other half.
+  __shared__ T counts[kBlockThreads / 2];
+  __shared__ T means[kWord][kBlockThreads / 2];
+  __shared__ T squares[kWord][kBlockThreads / 2];
+  const int lanes = kBlockThreads / rows;
   for (int distance = rows / 2; distance > 0; distance /= 2) {
+    const int place = static_cast<int>(threadIdx.x) % (distance * lanes);
     if (row >= distance && row < 2 * distance) {
-      counts[threadIdx.x] = moments[0].count;
+      counts[place] = moments[0].count;
 #pragma unroll
       for (int j = 0; j < kWord; ++j) {
-        means[j][threadIdx.x] = moments[j].mean;
-        squares[j][threadIdx.x] = moments[j].squares;
+        means[j][place] = moments[j].mean;
+        squares[j][place] = moments[j].squares;
       }
     }
     __syncthreads();
     if (row < distance) {
-      const int other = threadIdx.x + distance * lanes;
-      const T count = counts[other];
+      const T count = counts[place];
 #pragma unroll
-      for (int j = 0; j < kWord; ++j) moments[j].merge({count, means[j][other], squares[j][other]});
+      for (int j = 0; j < kWord; ++j) moments[j].merge({count, means[j][place], squares[j][place]});
     }
     __syncthreads();
   }
 }
 
 template <typename Evaluator>
-__global__ void __launch_bounds__(kStatisticsThreads, 1)
+__global__ void __launch_bounds__(kBlockThreads, 1)
     gather_channel_moments(const __grid_constant__ PassParameters<typename Evaluator::T> pass,
                            const __grid_constant__ StatisticsParameters<typename Evaluator::T> statistics) {
   using Shape = typename Evaluator::Shape;
@@ -162,7 +161,7 @@ __global__ void __launch_bounds__(kStatisticsThreads, 1)
   using Index = typename Shape::Index;
   constexpr int kWord = Shape::kWord;
   const int lanes = statistics.lanes;
-  const int rows = kStatisticsThreads / lanes;
+  const int rows = kBlockThreads / lanes;
   const int row = threadIdx.x / lanes;
   const Index channels = statistics.channels;
   const int parts = (statistics.channels + lanes * kWord - 1) / (lanes * kWord);

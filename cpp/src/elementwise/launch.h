@@ -14,16 +14,14 @@
 
 namespace epiconv {
 
-// How words of `word` elements lie in a tensor. `are_aligned`: each begins at a multiple of its size in the
-// walk.
-inline Pattern pattern_of(const Access& access, const void* data, const Walk& walk, int word,
-                          bool are_aligned) {
+// How words of `word` elements lie in a tensor whose memory is aligned. `words_are_aligned`: each begins at a
+// multiple of its size in the walk.
+inline Pattern pattern_of(const Access& access, const Walk& walk, int word, bool words_are_aligned) {
   const std::int64_t inner = access.strides[walk.rank - 1];
   if (inner == 0) return Pattern::kOne;
-  if (inner != 1 || !are_aligned || !is_floating(access.dtype)) return Pattern::kScattered;
-  const std::int64_t bytes = std::min(16, word * dtype_size(access.dtype));
-  if (reinterpret_cast<std::uintptr_t>(data) % bytes != 0) return Pattern::kScattered;
+  if (inner != 1 || !words_are_aligned || !is_floating(access.dtype)) return Pattern::kScattered;
   if (access.linear) return Pattern::kLinear;
+  const std::int64_t bytes = std::min(16, word * dtype_size(access.dtype));
   bool aligned = walk.extents[walk.rank - 1] % word == 0;
   for (int d = 0; d < walk.rank - 1; ++d)
     aligned = aligned && access.strides[d] * dtype_size(access.dtype) % bytes == 0;
@@ -31,13 +29,33 @@ inline Pattern pattern_of(const Access& access, const void* data, const Walk& wa
 }
 
 template <typename T>
-PassParameters<T> pass_parameters(const Pass& pass, const PassPointers& pointers, const PassKernels& kernels,
-                                  bool words_are_aligned) {
+void set_steps(PassParameters<T>& parameters, const Pass& pass, const PassPointers& pointers,
+               const PassKernels& kernels) {
+  Step<T>* const steps = parameters.steps;
+  fill_steps(pass, pointers, steps);
+  const int before_norm = pass.program.num_before_norm;
+  const int behind = static_cast<int>(pass.program.steps.size()) - before_norm;
+  parameters.num_before_norm = before_norm;
+  parameters.num_steps = before_norm + behind;
+  if (kernels.takes_folded_steps) {
+    parameters.num_before_norm = fold_steps(steps, before_norm);
+    std::copy(steps + before_norm, steps + before_norm + behind, steps + parameters.num_before_norm);
+    parameters.num_steps =
+        parameters.num_before_norm + fold_steps(steps + parameters.num_before_norm, behind);
+  }
+  for (int i = 0; i < parameters.num_steps; ++i) {
+    parameters.fetches[i] = static_cast<std::uint8_t>(fetches_of(steps[i]));
+  }
+}
+
+// Everything that does not depend on the pointers of a run.
+template <typename T>
+PassParameters<T> prepare_parameters(const Pass& pass, const PassKernels& kernels, bool words_are_aligned) {
   PassParameters<T> parameters{};
   const Walk& walk = pass.walk;
   const int unused = kMaxDims - walk.rank;
-  const auto tensor_ref = [&](const Access& access, const void* data) {
-    TensorRef ref{data, {}, access.dtype, pattern_of(access, data, walk, kernels.word, words_are_aligned)};
+  const auto tensor_ref = [&](const Access& access) {
+    TensorRef ref{nullptr, {}, access.dtype, pattern_of(access, walk, kernels.word, words_are_aligned)};
     for (int d = 0; d < walk.rank; ++d) ref.strides[unused + d] = access.strides[d];
     return ref;
   };
@@ -45,28 +63,27 @@ PassParameters<T> pass_parameters(const Pass& pass, const PassPointers& pointers
   for (int d = 0; d < walk.rank; ++d) {
     parameters.extents[unused + d] = Divisor(static_cast<std::uint32_t>(walk.extents[d]));
   }
-  parameters.input = tensor_ref(pass.input, pointers.input);
-  parameters.output = tensor_ref(pass.output, pointers.output);
-  for (int i = 0; i < kNumOperandPlaces; ++i) {
-    parameters.operands[i] = tensor_ref(pass.operands[i], pointers.operands[i]);
-  }
+  parameters.input = tensor_ref(pass.input);
+  parameters.output = tensor_ref(pass.output);
+  for (int i = 0; i < kNumOperandPlaces; ++i) parameters.operands[i] = tensor_ref(pass.operands[i]);
   parameters.save_input = pass.program.save_input;
-  fill_steps(pass, pointers, parameters.steps);
-  const int before_norm = pass.program.num_before_norm;
-  const int behind = static_cast<int>(pass.program.steps.size()) - before_norm;
-  parameters.num_before_norm = before_norm;
-  parameters.num_steps = before_norm + behind;
-  if (kernels.takes_folded_steps) {
-    Step<T>* const steps = parameters.steps;
-    parameters.num_before_norm = fold_steps(steps, before_norm);
-    std::copy(steps + before_norm, steps + before_norm + behind, steps + parameters.num_before_norm);
-    parameters.num_steps =
-        parameters.num_before_norm + fold_steps(steps + parameters.num_before_norm, behind);
-  }
-  for (int i = 0; i < parameters.num_steps; ++i) {
-    parameters.fetches[i] = static_cast<std::uint8_t>(fetches_of(parameters.steps[i]));
-  }
+  set_steps(parameters, pass, PassPointers{}, kernels);
   return parameters;
+}
+
+template <typename T>
+void set_pointers(PassParameters<T>& parameters, const Pass& pass, const PassPointers& pointers,
+                  const PassKernels& kernels) {
+  const auto set = [&](TensorRef& tensor, const void* data) {
+    tensor.data = data;
+    const bool in_words = tensor.pattern == Pattern::kLinear || tensor.pattern == Pattern::kWords;
+    const std::uintptr_t bytes = std::min(16, kernels.word * dtype_size(tensor.dtype));
+    if (in_words && reinterpret_cast<std::uintptr_t>(data) % bytes != 0) tensor.pattern = Pattern::kScattered;
+  };
+  set(parameters.input, pointers.input);
+  set(parameters.output, pointers.output);
+  for (int i = 0; i < kNumOperandPlaces; ++i) set(parameters.operands[i], pointers.operands[i]);
+  if (!pass.program.late_numbers.empty()) set_steps(parameters, pass, pointers, kernels);
 }
 
 inline std::string walk_text(const Walk& walk) {

@@ -266,7 +266,7 @@ Pass make_pass(const EpilogueProblem& problem) {
 
 struct EpiloguePlan::State {
   Pass pass;
-  bool on_cuda;
+  std::unique_ptr<const CudaPass> cuda;  // nullptr on the CPU
   std::string kernel;
   std::size_t workspace_bytes;
   std::int64_t bytes_moved;
@@ -274,14 +274,15 @@ struct EpiloguePlan::State {
 };
 
 EpiloguePlan::EpiloguePlan(const EpilogueProblem& problem) {
-  State state{make_pass(problem), problem.on_cuda, "", 0, 0, {}};
+  State state{make_pass(problem), nullptr, "", 0, 0, {}};
   for (const OperandLayout& operand : problem.operands) state.operand_is_number.push_back(operand.is_number);
   const Pass& pass = state.pass;
   state.bytes_moved = traffic(problem, pass.program.has_group_norm);
   const char* what = pass.program.has_group_norm ? "group_norm_" : "elementwise_";
   if (problem.on_cuda) {
-    state.kernel = concat(what, "cuda_", cuda_pass_kernel(pass));
-    state.workspace_bytes = cuda_pass_workspace_bytes(pass);
+    state.cuda = std::make_unique<const CudaPass>(pass);
+    state.kernel = concat(what, "cuda_", state.cuda->kernel());
+    state.workspace_bytes = state.cuda->workspace_bytes();
   } else {
     state.kernel = concat(what, "cpu_", pass.double_precision ? "f64" : "f32");
   }
@@ -315,8 +316,8 @@ void EpiloguePlan::run(const EpiloguePointers& pointers) const {
     addresses.numbers[i] = pointers.numbers[i];
   }
   addresses.operands[kBiasOperand] = pointers.bias;
-  if (state_->on_cuda) {
-    launch_pass_cuda(pass, addresses, pointers.device, pointers.stream);
+  if (state_->cuda != nullptr) {
+    state_->cuda->launch(addresses, pointers.device, pointers.stream);
   } else {
     run_pass_cpu(pass, addresses, pointers.threads);
   }

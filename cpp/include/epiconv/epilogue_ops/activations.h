@@ -114,7 +114,7 @@ struct Silu {
   };
   template <typename T>
   EPICONV_HOST_DEVICE static T forward(const Inputs<T>& x) {
-    return x.a / (T(1) + math::exp(-x.a));
+    return math::silu(x.a);
   }
   template <typename T>
   EPICONV_HOST_DEVICE static Gradients<T> derivative(const Inputs<T>& x) {

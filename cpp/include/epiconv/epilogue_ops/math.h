@@ -118,9 +118,28 @@ EPICONV_HOST_DEVICE T sign(T x) {
   return T(T(0) < x) - T(x < T(0));
 }
 
+// 1 / (1 + exp(-x))
 template <typename T>
 EPICONV_HOST_DEVICE T sigmoid(T x) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == sizeof(float)) {
+    // A correctly rounded division branches for each element where its operands may be denormal or huge. This
+    // denominator lies in [1, 2], so that the approximate division is accurate. Below the bound exp(-x)
+    // overflows.
+    const float z = x < -88.72284f ? 0.0f : math::exp(-fabsf(x));
+    return __fdividef(x < 0.0f ? z : 1.0f, 1.0f + z);
+  }
+#endif
   return T(1) / (T(1) + math::exp(-x));
+}
+
+// x / (1 + exp(-x))
+template <typename T>
+EPICONV_HOST_DEVICE T silu(T x) {
+#if defined(__CUDA_ARCH__)
+  if constexpr (sizeof(T) == sizeof(float)) return x * math::sigmoid(x);
+#endif
+  return x / (T(1) + math::exp(-x));
 }
 
 // x to the power of a number. The exponents that torch computes without its power function differ from
