@@ -5,7 +5,7 @@ such tensors; it holds none of them. `decompose` computes the same with plain to
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -18,6 +18,7 @@ from epiconv.convolution import convolve, direct_call, empty_output, output_form
 from epiconv.program import Program, compute_dtype, operand_signature, result_dtype
 
 _DEVICE_TYPES: Final = ("cpu", "cuda")
+_address: Final = torch.Tensor.data_ptr
 
 
 @lru_cache(maxsize=64)
@@ -122,33 +123,32 @@ class EpiloguePass:
             bias: as when planned.
             operands: as when planned. A number among them is read now.
         """
-        addresses: list[int | float]
+        addresses: Iterable[int | float]
         if self._numbers:
             addresses = [
                 float(operand) if number else operand.data_ptr()
                 for operand, number in zip(operands, self._numbers, strict=True)
             ]
         else:
-            addresses = [operand.data_ptr() for operand in operands]
+            addresses = map(_address, operands)
         source = y.data_ptr()
         target = source if output is y else output.data_ptr()
         bias_address = 0 if bias is None else bias.data_ptr()
         device = self._device_index
         if device is None:
             self._run(source, target, bias_address, 0, 0, 0, torch.get_num_threads(), *addresses)
-            return
-        if device != _torch_private.current_cuda_device():
+        elif device != _torch_private.current_cuda_device():
             with torch.cuda.device(device):
                 self.run(y, output, bias, operands)
-            return
-        stream = _torch_private.raw_stream(device)
-        if not self._workspace_bytes:
+        elif not self._workspace_bytes:
+            stream = _torch_private.raw_stream(device)
             self._run(source, target, bias_address, 0, device, stream, 1, *addresses)
-            return
-        # The caching allocator hands the memory out again to later work on this stream only, so that it may
-        # be freed before the kernels have run.
-        workspace = torch.empty(self._workspace_bytes, dtype=torch.uint8, device=y.device)
-        self._run(source, target, bias_address, workspace.data_ptr(), device, stream, 1, *addresses)
+        else:
+            # The caching allocator hands the memory out again to later work on this stream only, so that it
+            # may be freed before the kernels have run.
+            workspace = torch.empty(self._workspace_bytes, dtype=torch.uint8, device=y.device)
+            stream = _torch_private.raw_stream(device)
+            self._run(source, target, bias_address, workspace.data_ptr(), device, stream, 1, *addresses)
 
 
 class Call:

@@ -11,6 +11,9 @@
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 #include "epiconv/epilogue_ops/ptx/max_nan.h"
 #endif
+#if defined(__CUDA_ARCH__)
+#include "epiconv/epilogue_ops/ptx/reciprocal.h"
+#endif
 
 namespace epiconv::ops {
 
@@ -123,11 +126,10 @@ template <typename T>
 EPICONV_HOST_DEVICE T sigmoid(T x) {
 #if defined(__CUDA_ARCH__)
   if constexpr (sizeof(T) == sizeof(float)) {
-    // A correctly rounded division branches for each element where its operands may be denormal or huge. This
-    // denominator lies in [1, 2], so that the approximate division is accurate. Below the bound exp(-x)
-    // overflows.
-    const float z = x < -88.72284f ? 0.0f : math::exp(-fabsf(x));
-    return __fdividef(x < 0.0f ? z : 1.0f, 1.0f + z);
+    // A correctly rounded division branches, element by element, for denormal and huge operands; this
+    // denominator lies in [1, 2]. Below the bound exp(-x) overflows.
+    const float z = math::exp(x < -88.72284f ? -INFINITY : -fabsf(x));
+    return (x < 0.0f ? z : 1.0f) * ptx::reciprocal_approx(1.0f + z);
   }
 #endif
   return T(1) / (T(1) + math::exp(-x));
