@@ -13,26 +13,6 @@
 
 namespace epiconv {
 
-// What kernels are compiled for. Index is the type of element numbers and offsets; kDims is the most
-// dimensions that the walk may have.
-template <typename TheT, int kTheWord, int kTheWords, typename TheIndex, int kTheDims>
-struct ChunkShape {
-  using T = TheT;
-  using Index = TheIndex;
-  static constexpr int kWord = kTheWord;  // elements
-  static constexpr int kWords = kTheWords;
-  static constexpr int kCount = kWord * kWords;
-  static constexpr int kDims = kTheDims;
-};
-inline constexpr int kNarrowDims = 3;
-template <int kWords>
-using ShapeOf32Bit = ChunkShape<float, 4, kWords, std::int32_t, kNarrowDims>;
-template <int kWords>
-using ShapeOf16Bit = ChunkShape<float, 8, kWords, std::int32_t, kNarrowDims>;
-// For walks of more dimensions, and for element numbers or offsets of 2^31 and more.
-using ShapeOfLarge = ChunkShape<float, 4, 2, std::int64_t, kMaxDims>;
-using ShapeOfDouble = ChunkShape<double, 2, 2, std::int64_t, kMaxDims>;
-
 // How a tensor's elements lie along a word that is in one row, an innermost dimension of the walk.
 enum class Pattern : std::uint8_t {
   kLinear,     // the tensor's memory runs along the walk, in aligned words
@@ -41,26 +21,61 @@ enum class Pattern : std::uint8_t {
   kScattered,  // anything else
 };
 
+template <typename Index, int kDims>
 struct TensorRef {
   const void* data;
-  std::int64_t strides[kMaxDims];
+  Index strides[kDims];
   DType dtype;
   Pattern pattern;
 };
 
-// What a kernel is launched with. Dimensions are aligned to the right: the innermost is the last.
-template <typename T>
+// What a kernel is launched with; small, since the host writes it out in every launch. Dimensions are aligned
+// to the right: the innermost is the last.
+template <typename TheT, typename TheIndex, int kTheDims, int kTheSteps>
 struct PassParameters {
+  using T = TheT;
+  using Index = TheIndex;
+  using Tensor = TensorRef<Index, kTheDims>;
+  static constexpr int kDims = kTheDims;
+  static constexpr int kSteps = kTheSteps;
+
   std::int64_t count;  // elements
-  Divisor extents[kMaxDims];
-  TensorRef input, output;
-  TensorRef operands[kNumOperandPlaces];
+  Divisor extents[kDims];
+  Tensor input, output;
+  Tensor operands[kNumOperandPlaces];
   std::int32_t num_steps;
   std::int32_t num_before_norm;
   std::int32_t save_input;  // slot for v0, or -1
-  std::uint8_t fetches[kMaxSteps];
-  Step<T> steps[kMaxSteps];
+  std::uint8_t fetches[kSteps];
+  Step<T> steps[kSteps];
 };
+
+// What kernels are compiled for. Index is the type of element numbers and offsets; kDims is the most
+// dimensions that the walk may have, and kSteps the most steps that the program may.
+template <typename TheT, int kTheWord, int kTheWords, typename TheIndex, int kTheDims, int kTheSteps>
+struct ChunkShape {
+  using T = TheT;
+  using Index = TheIndex;
+  using Parameters = PassParameters<T, Index, kTheDims, kTheSteps>;
+  static constexpr int kWord = kTheWord;  // elements
+  static constexpr int kWords = kTheWords;
+  static constexpr int kCount = kWord * kWords;
+  static constexpr int kDims = kTheDims;
+};
+inline constexpr int kNarrowDims = 3;
+template <int kWords, int kSteps = kMaxSteps>
+using ShapeOf32Bit = ChunkShape<float, 4, kWords, std::int32_t, kNarrowDims, kSteps>;
+template <int kWords, int kSteps = kMaxSteps>
+using ShapeOf16Bit = ChunkShape<float, 8, kWords, std::int32_t, kNarrowDims, kSteps>;
+// For walks of more dimensions, and for element numbers or offsets of 2^31 and more.
+using ShapeOfLarge = ChunkShape<float, 4, 2, std::int64_t, kMaxDims, kMaxSteps>;
+using ShapeOfDouble = ChunkShape<double, 2, 2, std::int64_t, kMaxDims, kMaxSteps>;
+
+inline constexpr int kStaticSteps = 7;  // of a static program, at most
+using StaticParameters = PassParameters<float, std::int32_t, kNarrowDims, kStaticSteps>;
+using InterpretedParameters = PassParameters<float, std::int32_t, kNarrowDims, kMaxSteps>;
+using LargeParameters = ShapeOfLarge::Parameters;
+using DoubleParameters = ShapeOfDouble::Parameters;
 
 // Coordinates of one element in the walk.
 template <typename Shape>
@@ -69,12 +84,11 @@ struct Coordinates {
   static constexpr int kDims = Shape::kDims;
   Index at[kDims];
 
-  __device__ __forceinline__ static Coordinates of(const PassParameters<typename Shape::T>& pass,
-                                                   Index index) {
+  __device__ __forceinline__ static Coordinates of(const typename Shape::Parameters& pass, Index index) {
     Coordinates result;
 #pragma unroll
     for (int d = kDims - 1; d > 0; --d) {
-      const Divisor& extent = pass.extents[kMaxDims - kDims + d];
+      const Divisor& extent = pass.extents[d];
       const Index quotient = extent.quotient(index);
       result.at[d] = index - quotient * static_cast<Index>(extent.divisor);
       index = quotient;
@@ -83,10 +97,10 @@ struct Coordinates {
     return result;
   }
 
-  __device__ __forceinline__ Index offset(const TensorRef& tensor) const {
+  __device__ __forceinline__ Index offset(const TensorRef<Index, kDims>& tensor) const {
     Index sum = 0;
 #pragma unroll
-    for (int d = 0; d < kDims; ++d) sum += at[d] * static_cast<Index>(tensor.strides[kMaxDims - kDims + d]);
+    for (int d = 0; d < kDims; ++d) sum += at[d] * tensor.strides[d];
     return sum;
   }
 };
@@ -95,11 +109,13 @@ template <typename Shape>
 struct Chunk {
   using T = typename Shape::T;
   using Index = typename Shape::Index;
+  using Parameters = typename Shape::Parameters;
+  using Tensor = typename Parameters::Tensor;
   using Values = T[Shape::kCount];
   static constexpr int kWord = Shape::kWord;
   static constexpr int kWords = Shape::kWords;
 
-  const PassParameters<T>& pass;
+  const Parameters& pass;
   Index begin;                    // the first element
   Index distance;                 // from a word's first element to the next word's
   Index end;                      // elements from here on are left out
@@ -108,7 +124,7 @@ struct Chunk {
   bool is_in_rows;                // the chunk is whole, and each word lies in one row
 
   // `begin` lies before `end`.
-  __device__ __forceinline__ Chunk(const PassParameters<T>& the_pass, Index the_begin, Index the_distance,
+  __device__ __forceinline__ Chunk(const Parameters& the_pass, Index the_begin, Index the_distance,
                                    Index the_end)
       : pass(the_pass), begin(the_begin), distance(the_distance), end(the_end) {
     is_whole = end - begin >= (kWords - 1) * distance + kWord;
@@ -121,7 +137,7 @@ struct Chunk {
   }
 
   // Whether the tensor has one element for each word; `ones` are they.
-  __device__ __forceinline__ bool load_ones(const TensorRef& tensor, T (&ones)[kWords]) const {
+  __device__ __forceinline__ bool load_ones(const Tensor& tensor, T (&ones)[kWords]) const {
     if (tensor.pattern != Pattern::kOne || !is_in_rows || !is_floating(tensor.dtype)) return false;
     visit_floating<T>(tensor.dtype, [&]<typename Stored>() {
 #pragma unroll
@@ -135,7 +151,7 @@ struct Chunk {
   // Element j of word w.
   __device__ __forceinline__ Index element(int w, int j) const { return begin + w * distance + j; }
 
-  __device__ __forceinline__ void load(const TensorRef& tensor, Values& values) const {
+  __device__ __forceinline__ void load(const Tensor& tensor, Values& values) const {
     if (tensor.pattern == Pattern::kLinear && is_whole) {
       load_words(tensor, [&](int w) { return element(w, 0); }, values);
     } else if (tensor.pattern == Pattern::kOne && is_whole && row() >= kWord && is_floating(tensor.dtype)) {
@@ -147,7 +163,7 @@ struct Chunk {
     }
   }
 
-  __device__ __forceinline__ void store(const TensorRef& tensor, const Values& values) const {
+  __device__ __forceinline__ void store(const Tensor& tensor, const Values& values) const {
     void* const data = const_cast<void*>(tensor.data);
     visit_floating<T>(tensor.dtype, [&]<typename Stored>() {
       if (tensor.pattern == Pattern::kLinear && is_whole) {
@@ -170,11 +186,11 @@ struct Chunk {
  private:
   // Elements of a row.
   __device__ __forceinline__ Index row() const {
-    return static_cast<Index>(pass.extents[kMaxDims - 1].divisor);
+    return static_cast<Index>(pass.extents[Shape::kDims - 1].divisor);
   }
 
   // Of words that may end in the next row.
-  __device__ __forceinline__ void load_ones_of_two_rows(const TensorRef& tensor, Values& values) const {
+  __device__ __forceinline__ void load_ones_of_two_rows(const Tensor& tensor, Values& values) const {
     visit_floating<T>(tensor.dtype, [&]<typename Stored>() {
       const Stored* const data = static_cast<const Stored*>(tensor.data);
 #pragma unroll
@@ -191,8 +207,7 @@ struct Chunk {
 
   // offset(w) is where word w lies in the tensor.
   template <typename Offset>
-  __device__ __forceinline__ static void load_words(const TensorRef& tensor, Offset&& offset,
-                                                    Values& values) {
+  __device__ __forceinline__ static void load_words(const Tensor& tensor, Offset&& offset, Values& values) {
     visit_floating<T>(tensor.dtype, [&]<typename Stored>() {
 #pragma unroll
       for (int w = 0; w < kWords; ++w) {
@@ -203,7 +218,7 @@ struct Chunk {
   }
 
   // Elements from `end` on are read as the last one before it.
-  __device__ __forceinline__ void load_scattered(const TensorRef& tensor, Values& values) const {
+  __device__ __forceinline__ void load_scattered(const Tensor& tensor, Values& values) const {
 #pragma unroll 1
     for (int i = 0; i < Shape::kCount; ++i) {
       const Index index = element(i / kWord, i % kWord);

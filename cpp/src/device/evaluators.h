@@ -32,7 +32,7 @@ struct Interpreted {
 
   template <Part kPart>
   static __device__ __forceinline__ void run(const Chunk<Shape>& chunk, Values& accumulator) {
-    const PassParameters<T>& pass = chunk.pass;
+    const typename Shape::Parameters& pass = chunk.pass;
     const int num_steps = kPart == Part::kAll ? pass.num_steps : pass.num_before_norm;
     Slots slots;
     copy_to_slot(slots, pass.save_input, accumulator);
@@ -85,7 +85,7 @@ struct Interpreted {
       return;
     }
     const bool is_sum = fetches == kFetchB;
-    const TensorRef& operand = chunk.pass.operands[step.index[is_sum ? 1 : 2]];
+    const auto& operand = chunk.pass.operands[step.index[is_sum ? 1 : 2]];
     T ones[kWords];
     if (chunk.load_ones(operand, ones)) {
       T b[kWords], c[kWords];
@@ -217,8 +217,10 @@ struct Static<TheShape, StaticProgram<Steps...>> {
   using Shape = TheShape;
   using T = typename Shape::T;
   using Values = T[Shape::kCount];
-  static constexpr int kBlocks = StaticProgram<Steps...>::kHasGroupNorm ? 3 : 4;
+  static constexpr int kBlocks = StaticProgram<Steps...>::kHasGroupNorm || Shape::kWord == 8 ? 3 : 4;
   static constexpr bool kTakesFoldedSteps = false;
+
+  static_assert(sizeof...(Steps) <= Shape::Parameters::kSteps);
 
   template <Part kPart>
   static __device__ __forceinline__ void run(const Chunk<Shape>& chunk, Values& accumulator) {
@@ -241,7 +243,7 @@ struct Static<TheShape, StaticProgram<Steps...>> {
                                                   Values& accumulator) {
     static_assert(TheStep::C::kSource == Source::kNumber);
     if constexpr (TheStep::B::kSource == Source::kOperand) {
-      const TensorRef& operand = chunk.pass.operands[TheStep::B::kIndex];
+      const auto& operand = chunk.pass.operands[TheStep::B::kIndex];
       T ones[Shape::kWords];
       if (chunk.load_ones(operand, ones)) {
         apply<TheStep>(step, accumulator, [&](int j) { return ones[j / kWord]; });

@@ -31,8 +31,8 @@ class InputReader {
   using Index = typename Shape::Index;
 
   // `all_whole`: every chunk of the sequence lies inside the walk. All threads of a warp agree on it.
-  __device__ __forceinline__ InputReader(const PassParameters<T>& pass, const ChunkSequence<Index>& sequence,
-                                         bool all_whole)
+  __device__ __forceinline__ InputReader(const typename Shape::Parameters& pass,
+                                         const ChunkSequence<Index>& sequence, bool all_whole)
       : pass_(pass), sequence_(sequence) {
     const int size = dtype_size(pass.input.dtype);
     ahead_ = all_whole && pass.input.pattern == Pattern::kLinear && size * Shape::kWord == sizeof(uint4);
@@ -82,7 +82,7 @@ class InputReader {
     ptx::cp_async_commit();  // of nothing, too, so that the number of groups tells which has arrived
   }
 
-  const PassParameters<T>& pass_;
+  const typename Shape::Parameters& pass_;
   const ChunkSequence<Index>& sequence_;
   bool ahead_;
 };

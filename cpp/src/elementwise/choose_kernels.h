@@ -1,6 +1,8 @@
 // Which evaluator runs a program: a static one if there is one made for it, else an interpreter.
 #pragma once
 
+#include <type_traits>
+
 #include "elementwise/epilogue_pass_kernel.h"
 #include "elementwise/group_norm_kernels.h"
 #include "elementwise/pass_kernels.h"
@@ -8,11 +10,20 @@
 
 namespace epiconv {
 
+template <typename Parameters>
+constexpr ParametersKind kind_of() {
+  if (std::is_same_v<Parameters, DoubleParameters>) return ParametersKind::kDouble;
+  if (std::is_same_v<Parameters, LargeParameters>) return ParametersKind::kLarge;
+  return std::is_same_v<Parameters, StaticParameters> ? ParametersKind::kStatic
+                                                      : ParametersKind::kInterpreted;
+}
+
 template <typename Evaluator, bool kHasGroupNorm>
 const PassKernels& kernels_of_evaluator(const char* name) {
   static const PassKernels kernels = [&] {
     using Shape = typename Evaluator::Shape;
     PassKernels result{name,
+                       kind_of<typename Shape::Parameters>(),
                        Shape::kWord,
                        Shape::kWords,
                        Evaluator::kTakesFoldedSteps,

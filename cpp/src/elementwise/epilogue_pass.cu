@@ -34,8 +34,19 @@ const PassKernels& kernels_of(const Pass& pass) {
   return dtype_size(pass.output.dtype) == 2 ? kernels_16_bit(pass.program) : kernels_32_bit(pass.program);
 }
 
-template <typename T>
-void launch_pass(const Pass& pass, const PassKernels& kernels, PassParameters<T> parameters,
+// This copy of the CUDA runtime need not know which device the caller's copy has made current.
+void make_current(int device) {
+  int current = -1;
+  if (cudaGetDevice(&current) == cudaSuccess && current == device) return;
+  const cudaError_t status = cudaSetDevice(device);
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // an error that does not stick is reported once
+  throw CudaError(concat("cudaSetDevice(", device, ") failed: ", cudaGetErrorName(status), ", ",
+                         cudaGetErrorString(status)));
+}
+
+template <typename Parameters>
+void launch_pass(const Pass& pass, const PassKernels& kernels, Parameters parameters,
                  const PassPointers& pointers, void* stream) {
   set_pointers(parameters, pass, pointers, kernels);
   // Longer threads wait for their first chunk less often, as long as there are blocks enough for every card.
@@ -54,15 +65,13 @@ void launch_pass(const Pass& pass, const PassKernels& kernels, PassParameters<T>
 struct CudaPass::State {
   Pass pass;
   const PassKernels& kernels;
-  std::variant<PassParameters<float>, PassParameters<double>> parameters;
+  std::variant<StaticParameters, InterpretedParameters, LargeParameters, DoubleParameters> parameters;
 
   explicit State(const Pass& the_pass) : pass(the_pass), kernels(kernels_of(pass)) {
     if (pass.walk.count == 0) return;
-    if (pass.double_precision) {
-      parameters = prepare_parameters<double>(pass, kernels, true);
-    } else {
-      parameters = prepare_parameters<float>(pass, kernels, true);
-    }
+    visit_parameters(kernels, [&]<typename Parameters>() {
+      parameters.emplace<Parameters>(prepare_parameters<Parameters>(pass, kernels, true));
+    });
   }
 };
 
@@ -76,12 +85,7 @@ std::size_t CudaPass::workspace_bytes() const {
 }
 
 void CudaPass::launch(const PassPointers& given, int device, void* stream) const {
-  // This copy of the CUDA runtime does not know which device the caller's copy has made current.
-  if (const cudaError_t status = cudaSetDevice(device); status != cudaSuccess) {
-    cudaGetLastError();  // an error that does not stick is reported once
-    throw CudaError(concat("cudaSetDevice(", device, ") failed: ", cudaGetErrorName(status), ", ",
-                           cudaGetErrorString(status)));
-  }
+  make_current(device);
   const Pass& pass = state_->pass;
   PassPointers pointers = given;
   if (pass.program.has_group_norm) launch_group_norm_statistics(pass, state_->kernels, pointers, stream);

@@ -12,7 +12,7 @@ namespace epiconv {
 
 template <typename Evaluator>
 __global__ void __launch_bounds__(kBlockThreads, Evaluator::kBlocks)
-    epilogue_pass(const __grid_constant__ PassParameters<typename Evaluator::T> pass,
+    epilogue_pass(const __grid_constant__ typename Evaluator::Shape::Parameters pass,
                   const int chunks_per_thread) {
   using Shape = typename Evaluator::Shape;
   using Index = typename Shape::Index;

@@ -110,8 +110,9 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
 }
 
-template <typename T>
+template <typename Parameters>
 void launch(const Pass& pass, const PassKernels& kernels, PassPointers& pointers, void* stream) {
+  using T = typename Parameters::T;
   const GroupNormShape& norm = pass.norm;
   const Layout layout(norm, kernels.word);
   T* const means = static_cast<T*>(pointers.workspace);
@@ -120,7 +121,7 @@ void launch(const Pass& pass, const PassKernels& kernels, PassPointers& pointers
 
   // By channels, a word begins at a multiple of its elements in its pixel, wherever that begins.
   const bool words_are_aligned = !norm.channels_last || norm.channels % kernels.word == 0;
-  auto parameters = prepare_parameters<T>(pass, kernels, words_are_aligned);
+  auto parameters = prepare_parameters<Parameters>(pass, kernels, words_are_aligned);
   set_pointers(parameters, pass, pointers, kernels);
   const auto group_channels = static_cast<std::int32_t>(norm.channels / norm.groups);
   StatisticsParameters<T> statistics{norm.pixels,
@@ -173,11 +174,8 @@ std::size_t group_norm_workspace_bytes(const Pass& pass) {
 
 void launch_group_norm_statistics(const Pass& pass, const PassKernels& kernels, PassPointers& pointers,
                                   void* stream) {
-  if (pass.double_precision) {
-    launch<double>(pass, kernels, pointers, stream);
-  } else {
-    launch<float>(pass, kernels, pointers, stream);
-  }
+  visit_parameters(kernels,
+                   [&]<typename Parameters>() { launch<Parameters>(pass, kernels, pointers, stream); });
 }
 
 }  // namespace epiconv

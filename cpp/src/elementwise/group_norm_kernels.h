@@ -53,7 +53,7 @@ __device__ __forceinline__ Moments<T> merge_block(const Moments<T>& of_thread) {
 
 template <typename Evaluator>
 __global__ void __launch_bounds__(kBlockThreads, 1)
-    gather_range_moments(const __grid_constant__ PassParameters<typename Evaluator::T> pass,
+    gather_range_moments(const __grid_constant__ typename Evaluator::Shape::Parameters pass,
                          const __grid_constant__ StatisticsParameters<typename Evaluator::T> statistics) {
   using Shape = typename Evaluator::Shape;
   using T = typename Shape::T;
@@ -154,7 +154,7 @@ __device__ __forceinline__ void merge_rows(Moments<T> (&moments)[kWord], int row
 
 template <typename Evaluator>
 __global__ void __launch_bounds__(kBlockThreads, 1)
-    gather_channel_moments(const __grid_constant__ PassParameters<typename Evaluator::T> pass,
+    gather_channel_moments(const __grid_constant__ typename Evaluator::Shape::Parameters pass,
                            const __grid_constant__ StatisticsParameters<typename Evaluator::T> statistics) {
   using Shape = typename Evaluator::Shape;
   using T = typename Shape::T;

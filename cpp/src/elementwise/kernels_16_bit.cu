@@ -5,7 +5,7 @@ namespace epiconv {
 const PassKernels& kernels_16_bit(const LoweredProgram& program) {
   // Longer chunks spread what is done once for a chunk, or once for its step, and take registers from warps.
   // These were the fastest on an H200.
-  using OfStatic = ShapeOf16Bit<2>;
+  using OfStatic = ShapeOf16Bit<2, kStaticSteps>;
   using OfChain = ShapeOf16Bit<3>;
   using OfDag = ShapeOf16Bit<1>;
   if (const PassKernels* found = find_static_kernels<OfStatic>(program, Recipes{})) return *found;

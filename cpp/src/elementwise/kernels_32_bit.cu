@@ -5,7 +5,7 @@ namespace epiconv {
 const PassKernels& kernels_32_bit(const LoweredProgram& program) {
   // Longer chunks spread what is done once for a chunk, or once for its step, and take registers from warps.
   // These were the fastest on an H200.
-  using OfStatic = ShapeOf32Bit<2>;
+  using OfStatic = ShapeOf32Bit<2, kStaticSteps>;
   using OfChain = ShapeOf32Bit<4>;
   using OfDag = ShapeOf32Bit<2>;
   if (const PassKernels* found = find_static_kernels<OfStatic>(program, Recipes{})) return *found;

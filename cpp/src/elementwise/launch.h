@@ -28,10 +28,10 @@ inline Pattern pattern_of(const Access& access, const Walk& walk, int word, bool
   return aligned ? Pattern::kWords : Pattern::kScattered;
 }
 
-template <typename T>
-void set_steps(PassParameters<T>& parameters, const Pass& pass, const PassPointers& pointers,
+template <typename Parameters>
+void set_steps(Parameters& parameters, const Pass& pass, const PassPointers& pointers,
                const PassKernels& kernels) {
-  Step<T>* const steps = parameters.steps;
+  Step<typename Parameters::T>* const steps = parameters.steps;
   fill_steps(pass, pointers, steps);
   const int before_norm = pass.program.num_before_norm;
   const int behind = static_cast<int>(pass.program.steps.size()) - before_norm;
@@ -49,14 +49,16 @@ void set_steps(PassParameters<T>& parameters, const Pass& pass, const PassPointe
 }
 
 // Everything that does not depend on the pointers of a run.
-template <typename T>
-PassParameters<T> prepare_parameters(const Pass& pass, const PassKernels& kernels, bool words_are_aligned) {
-  PassParameters<T> parameters{};
+template <typename Parameters>
+Parameters prepare_parameters(const Pass& pass, const PassKernels& kernels, bool words_are_aligned) {
+  using Index = typename Parameters::Index;
+  Parameters parameters{};
   const Walk& walk = pass.walk;
-  const int unused = kMaxDims - walk.rank;
+  const int unused = Parameters::kDims - walk.rank;
   const auto tensor_ref = [&](const Access& access) {
-    TensorRef ref{nullptr, {}, access.dtype, pattern_of(access, walk, kernels.word, words_are_aligned)};
-    for (int d = 0; d < walk.rank; ++d) ref.strides[unused + d] = access.strides[d];
+    typename Parameters::Tensor ref{
+        nullptr, {}, access.dtype, pattern_of(access, walk, kernels.word, words_are_aligned)};
+    for (int d = 0; d < walk.rank; ++d) ref.strides[unused + d] = static_cast<Index>(access.strides[d]);
     return ref;
   };
   parameters.count = walk.count;
@@ -71,10 +73,10 @@ PassParameters<T> prepare_parameters(const Pass& pass, const PassKernels& kernel
   return parameters;
 }
 
-template <typename T>
-void set_pointers(PassParameters<T>& parameters, const Pass& pass, const PassPointers& pointers,
+template <typename Parameters>
+void set_pointers(Parameters& parameters, const Pass& pass, const PassPointers& pointers,
                   const PassKernels& kernels) {
-  const auto set = [&](TensorRef& tensor, const void* data) {
+  const auto set = [&](typename Parameters::Tensor& tensor, const void* data) {
     tensor.data = data;
     const bool in_words = tensor.pattern == Pattern::kLinear || tensor.pattern == Pattern::kWords;
     const std::uintptr_t bytes = std::min(16, kernels.word * dtype_size(tensor.dtype));
@@ -84,6 +86,21 @@ void set_pointers(PassParameters<T>& parameters, const Pass& pass, const PassPoi
   set(parameters.output, pointers.output);
   for (int i = 0; i < kNumOperandPlaces; ++i) set(parameters.operands[i], pointers.operands[i]);
   if (!pass.program.late_numbers.empty()) set_steps(parameters, pass, pointers, kernels);
+}
+
+// Calls visitor.operator()<Parameters>() for the type with which the kernels are launched.
+template <typename Visitor>
+void visit_parameters(const PassKernels& kernels, Visitor&& visitor) {
+  switch (kernels.parameters) {
+    case ParametersKind::kStatic:
+      return visitor.template operator()<StaticParameters>();
+    case ParametersKind::kInterpreted:
+      return visitor.template operator()<InterpretedParameters>();
+    case ParametersKind::kLarge:
+      return visitor.template operator()<LargeParameters>();
+    case ParametersKind::kDouble:
+      return visitor.template operator()<DoubleParameters>();
+  }
 }
 
 inline std::string walk_text(const Walk& walk) {

@@ -5,9 +5,13 @@
 
 namespace epiconv {
 
+// With which PassParameters kernels are launched.
+enum class ParametersKind { kStatic, kInterpreted, kLarge, kDouble };
+
 struct PassKernels {
   const char* name;  // of the evaluator and its type: "f32_interpreted_chain"
-  int word;          // elements of a word, and words of the chunk that a thread computes at a time
+  ParametersKind parameters;
+  int word;  // elements of a word, and words of the chunk that a thread computes at a time
   int words;
   bool takes_folded_steps;         // of fold_steps.h
   const void* pass;                // epilogue_pass
