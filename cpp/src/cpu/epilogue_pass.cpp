@@ -138,6 +138,8 @@ void read_block(const Walk& walk, const Access& access, const void* data, const 
     for_each_row(walk, access, position, [&](std::int64_t offset, int begin, int end) {
       if (stride == 0) {
         std::fill(values + begin, values + end, read(data, offset));
+      } else if (stride == 1) {  // apart, since this loop becomes vector instructions
+        for (int i = begin; i < end; ++i) values[i] = read(data, offset + (i - begin));
       } else {
         for (int i = begin; i < end; ++i) values[i] = read(data, offset + (i - begin) * stride);
       }
@@ -151,7 +153,11 @@ void write_block(const Walk& walk, const Access& access, void* data, const Block
   const std::int64_t stride = access.strides[walk.rank - 1];
   const auto write = [&](auto* typed, auto convert) {
     for_each_row(walk, access, position, [&](std::int64_t offset, int begin, int end) {
-      for (int i = begin; i < end; ++i) typed[offset + (i - begin) * stride] = convert(values[i]);
+      if (stride == 1) {
+        for (int i = begin; i < end; ++i) typed[offset + (i - begin)] = convert(values[i]);
+      } else {
+        for (int i = begin; i < end; ++i) typed[offset + (i - begin) * stride] = convert(values[i]);
+      }
     });
   };
   switch (access.dtype) {
@@ -214,8 +220,12 @@ struct Machine {
         const T* a = sources[0];
         const T* b = sources[1];
         const T* c = sources[2];
-        for (int j = 0; j < position.count; ++j) {
-          accumulator[j] = Operation::forward(ops::Inputs<T>{a[j], b[j], c[j], step.p, step.q});
+        const T p = step.p;
+        const T q = step.q;
+        const int count = position.count;
+#pragma GCC ivdep  // an argument is the accumulator itself or lies apart from it
+        for (int j = 0; j < count; ++j) {
+          accumulator[j] = Operation::forward(ops::Inputs<T>{a[j], b[j], c[j], p, q});
         }
       });
       save(step.save);

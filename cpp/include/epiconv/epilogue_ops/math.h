@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "epiconv/dtype.h"
 #include "epiconv/export.h"
@@ -90,9 +91,10 @@ EPICONV_HOST_DEVICE T add_scaled(T a, T b, T scale) {
 }
 
 // The larger (smaller) of two, NaN if either is NaN; +0.0 counts as larger than -0.0.
+#if defined(__CUDA_ARCH__)
 template <typename T>
 EPICONV_HOST_DEVICE T maximum(T a, T b) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if __CUDA_ARCH__ >= 800
   if constexpr (sizeof(T) == sizeof(float)) {
     return ptx::max_nan(a, b);
   }
@@ -104,7 +106,7 @@ EPICONV_HOST_DEVICE T maximum(T a, T b) {
 }
 template <typename T>
 EPICONV_HOST_DEVICE T minimum(T a, T b) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#if __CUDA_ARCH__ >= 800
   if constexpr (sizeof(T) == sizeof(float)) {
     return ptx::min_nan(a, b);
   }
@@ -114,6 +116,26 @@ EPICONV_HOST_DEVICE T minimum(T a, T b) {
   if (a == b) return std::signbit(a) ? a : b;
   return a < b ? a : b;
 }
+#else
+// Without branches, so that loops become vector instructions. Equal numbers have the same bits, but for
+// zeros.
+template <typename T>
+using Bits = std::conditional_t<sizeof(T) == sizeof(std::uint32_t), std::uint32_t, std::uint64_t>;
+template <typename T>
+EPICONV_HOST_DEVICE T maximum(T a, T b) {
+  const T both = __builtin_bit_cast(T, __builtin_bit_cast(Bits<T>, a) & __builtin_bit_cast(Bits<T>, b));
+  const T larger = a > b ? a : b;  // b if either is NaN
+  const T result = a == b ? both : larger;
+  return a != a ? a : result;
+}
+template <typename T>
+EPICONV_HOST_DEVICE T minimum(T a, T b) {
+  const T either = __builtin_bit_cast(T, __builtin_bit_cast(Bits<T>, a) | __builtin_bit_cast(Bits<T>, b));
+  const T smaller = a < b ? a : b;  // b if either is NaN
+  const T result = a == b ? either : smaller;
+  return a != a ? a : result;
+}
+#endif
 
 // -1, 0 or 1; 0 for NaN.
 template <typename T>
