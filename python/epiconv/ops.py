@@ -293,7 +293,7 @@ def _docstring(spec: OperationSpec) -> str:
     if spec.is_predicate:
         lines.append("The result is a bool: use it in `where`, or end the program with `ops.cast`.")
     if spec.is_terminal:
-        lines.append("It looks across pixels; only elementwise operations on its own result may follow it.")
+        lines.append("It looks across pixels; elementwise operations may follow it.")
     examples = {"integer": "8", "dtype": "torch.bfloat16", "channel": "weight"}
     required = [
         examples.get(a.kind, "0.5")
