@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "cpu/vector_math.h"
 #include "operation_dispatch.h"
 
 namespace epiconv {

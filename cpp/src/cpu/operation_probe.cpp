@@ -1,5 +1,6 @@
 #include "epiconv/operation_probe.h"
 
+#include "cpu/vector_math.h"
 #include "epiconv/error.h"
 #include "operation_dispatch.h"
 
