@@ -9,11 +9,12 @@ check_cxx_source_compiles("
   #error only GCC reads attribute simd
   #endif
   #include <immintrin.h>
-  extern \"C\" __m128 _ZGVbN4v_expf(__m128);
+  extern \"C\" __m128 _ZGVbN4v_log1pf(__m128);
+  extern \"C\" __m128 _ZGVbN4v_expm1f(__m128);
   extern \"C\" __m128 _ZGVbN4v_tanhf(__m128);
   extern \"C\" __m128 _ZGVbN4v_erff(__m128);
   int main() { return _mm_cvtsi128_si32(_mm_castps_si128(
-    _ZGVbN4v_expf(_ZGVbN4v_tanhf(_ZGVbN4v_erff(_mm_setzero_ps()))))); }
+    _ZGVbN4v_log1pf(_ZGVbN4v_expm1f(_ZGVbN4v_tanhf(_ZGVbN4v_erff(_mm_setzero_ps())))))); }
 " epiconv_libmvec)
 unset(CMAKE_REQUIRED_LIBRARIES)
 set(EPICONV_HAS_LIBMVEC 0)

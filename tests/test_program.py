@@ -22,7 +22,6 @@ from epiconv.program import (
 )
 from epiconv.steps import Step
 
-FLOATING = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 BIAS = torch.tensor([0.5, -1.5, 2.0]).view(3, 1, 1)
 Y = torch.linspace(-4, 4, 2 * 3 * 4 * 5).view(2, 3, 4, 5)
 

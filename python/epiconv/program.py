@@ -31,7 +31,6 @@ __all__ = [
     "result_dtype",
 ]
 
-_Tensor: Final = torch.Tensor  # found faster, on the way of every call
 _ALLOWED: Final = (
     "an epilogue is None, a list of ops.* such as [ops.add(bias), ops.relu()], a program of epiconv.trace "
     "or epiconv.Program that needs no operands, or such a program called with its operands"
@@ -98,7 +97,7 @@ class Program:
         if len(operands) != self.num_operands:
             raise TypeError(f"{_needs(self)}, got {len(operands)}")
         for operand in operands:
-            if not isinstance(operand, _Tensor):
+            if not isinstance(operand, torch.Tensor):
                 _check_tensors(operands)
         return BoundProgram(self, operands)
 
@@ -173,7 +172,7 @@ class BoundProgram:
         >>> epilogue = Program("v1 = add(v0, b0)")(bias)
     """
 
-    # One is made in every call, and a frozen dataclass takes four times as long to make.
+    # One is made in every call, and a frozen dataclass takes twice as long to make.
     __slots__ = ("operands", "program")
 
     def __init__(self, program: Program, operands: tuple[torch.Tensor, ...]) -> None:
@@ -266,7 +265,7 @@ def _needs(program: Program | PartialProgram) -> str:
 
 def _check_tensors(operands: Sequence[object]) -> None:
     for index, operand in enumerate(operands):
-        if not isinstance(operand, _Tensor):
+        if not isinstance(operand, torch.Tensor):
             raise TypeError(
                 f"operand b{index} is a {type(operand).__name__}, not a tensor; "
                 "a number is written into the program, or given as a 0-d tensor"

@@ -9,6 +9,7 @@
 #include "device/fold_steps.h"
 #include "epiconv/error.h"
 #include "operation_dispatch.h"
+#include "pass.h"
 
 namespace {
 
@@ -92,22 +93,10 @@ void test_case(const Case& expected) {
   const Program program = Program::parse(expected.program);
   epiconv::LoweringOptions options;
   options.operand_is_number.assign(program.num_operands(), false);
-  const epiconv::LoweredProgram lowered = epiconv::lower(program, options);
-  std::vector<Step<float>> steps;
-  for (const Step<double>& from : lowered.steps) {
-    Step<float> step{};
-    step.op = from.op;
-    step.save = from.save;
-    step.num_values = from.num_values;
-    for (int k = 0; k < 3; ++k) {
-      step.source[k] = from.source[k];
-      step.index[k] = from.index[k];
-      step.number[k] = static_cast<float>(from.number[k]);
-    }
-    step.p = static_cast<float>(from.p);
-    step.q = static_cast<float>(from.q);
-    steps.push_back(step);
-  }
+  epiconv::Pass pass;
+  pass.program = epiconv::lower(program, options);
+  std::vector<Step<float>> steps(pass.program.steps.size());
+  epiconv::fill_steps(pass, epiconv::PassPointers{}, steps.data());
   std::vector<Step<float>> folded = steps;
   folded.resize(epiconv::fold_steps(folded.data(), static_cast<int>(folded.size())));
   if (static_cast<int>(folded.size()) != expected.folded) {
@@ -118,8 +107,8 @@ void test_case(const Case& expected) {
                                -1e-45f, 3e38f, -3e38f, kInfinity, -kInfinity, std::nanf("")};
   for (int i = -400; i <= 400; ++i) values.push_back(static_cast<float>(i) * 0.01173f);
   for (const float value : values) {
-    const float one_by_one = run(steps, lowered.save_input, value);
-    const float at_once = run(folded, lowered.save_input, value);
+    const float one_by_one = run(steps, pass.program.save_input, value);
+    const float at_once = run(folded, pass.program.save_input, value);
     if (bits(one_by_one) != bits(at_once)) {
       fail(expected.program,
            epiconv::concat("of ", value, ": ", at_once, " folded, ", one_by_one, " step by step"));

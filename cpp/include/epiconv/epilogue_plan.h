@@ -58,7 +58,7 @@ class EPICONV_API EpiloguePlan {
   EpiloguePlan(EpiloguePlan&&) noexcept;
   EpiloguePlan& operator=(EpiloguePlan&&) noexcept;
 
-  // What runs: "elementwise_cuda_f32_chain".
+  // What runs: "elementwise_cuda_f32_static".
   const std::string& kernel() const;
   std::size_t workspace_bytes() const;
   // Memory traffic of a run, every tensor counted once per pass over it.

@@ -4,7 +4,7 @@ namespace epiconv {
 
 const PassKernels& kernels_16_bit(const LoweredProgram& program) {
   // Longer chunks spread what is done once for a chunk, or once for its step, and take registers from warps.
-  // These were the fastest on an H200.
+  // Of 2, 3 and 4 words these were the fastest on an H200, for chains and for static programs.
   using OfStatic = ShapeOf16Bit<2, kStaticSteps>;
   using OfChain = ShapeOf16Bit<3>;
   using OfDag = ShapeOf16Bit<1>;

@@ -4,7 +4,7 @@ namespace epiconv {
 
 const PassKernels& kernels_32_bit(const LoweredProgram& program) {
   // Longer chunks spread what is done once for a chunk, or once for its step, and take registers from warps.
-  // These were the fastest on an H200.
+  // Of 2, 3 and 4 words these were the fastest on an H200, for chains and for static programs.
   using OfStatic = ShapeOf32Bit<2, kStaticSteps>;
   using OfChain = ShapeOf32Bit<4>;
   using OfDag = ShapeOf32Bit<2>;

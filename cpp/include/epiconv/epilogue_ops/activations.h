@@ -190,7 +190,7 @@ struct Softplus {
       "softplus",
       "nn.functional.softplus",
       {tensor_argument("input"), number_argument("beta", 1.0), number_argument("threshold", 20.0)},
-      4,
+      3,
       false,
       "log(1 + exp(beta * input)) / beta; input where beta * input > threshold",
   };

@@ -136,7 +136,7 @@ struct Rsqrt {
 
 struct Exp {
   static constexpr OperationInfo kInfo{
-      "exp", "exp", {tensor_argument("input")}, 4, false, "e to the power of input",
+      "exp", "exp", {tensor_argument("input")}, 2, false, "e to the power of input",
   };
   template <typename T>
   EPICONV_HOST_DEVICE static T forward(const Inputs<T>& x) {
