@@ -203,14 +203,21 @@ void run_epilogue_plan(const EpiloguePlan& plan, std::uintptr_t input, std::uint
   pointers.device = device;
   pointers.stream = reinterpret_cast<void*>(stream);
   pointers.threads = threads;
-  pointers.numbers.reserve(operands.size());
-  pointers.operands.reserve(operands.size());
+  std::array<const void*, kMaxOperands> addresses{};
+  std::array<double, kMaxOperands> numbers{};
+  require(operands.size() <= kMaxOperands, "a program has at most ", kMaxOperands, " operands, got ",
+          operands.size());
+  std::size_t count = 0;
   for (const py::handle operand : operands) {
-    const bool is_number = PyFloat_Check(operand.ptr());
-    pointers.numbers.push_back(is_number ? operand.cast<double>() : 0.0);
-    pointers.operands.push_back(is_number ? nullptr
-                                          : reinterpret_cast<const void*>(operand.cast<std::uintptr_t>()));
+    if (PyFloat_Check(operand.ptr())) {
+      numbers[count] = PyFloat_AS_DOUBLE(operand.ptr());
+    } else {
+      addresses[count] = reinterpret_cast<const void*>(operand.cast<std::uintptr_t>());
+    }
+    ++count;
   }
+  pointers.operands = {addresses.data(), count};
+  pointers.numbers = {numbers.data(), count};
   const py::gil_scoped_release release;
   plan.run(pointers);
 }

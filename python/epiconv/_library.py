@@ -100,7 +100,7 @@ def _kernel(
     if call is None:
         call = Call(input, weight, bias, operands, _program(program), arguments)
         _calls.keep(key, tensors, call)
-    return call(input, weight, bias, operands)
+    return call.run(input, weight, bias, operands)
 
 
 def _fake(

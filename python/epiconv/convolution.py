@@ -42,16 +42,16 @@ def convolve(input: torch.Tensor, weight: torch.Tensor, arguments: ConvArguments
     return _torch_convolution(input, weight, padding, arguments)
 
 
-def direct_call(rank: int, arguments: ConvArguments) -> tuple[Any, tuple[Any, ...]] | None:
-    """torch's function and its arguments after input and weight, where nothing else has to be done.
+def direct_call(rank: int, arguments: ConvArguments) -> tuple[Any, tuple[Any, ...]]:
+    """What `convolve` comes to: a function, and its arguments after input and weight.
 
     Args:
         rank: how many spatial dimensions there are.
         arguments: `normalise`d; none of them symbolic.
 
     Returns:
-        The function and its arguments up to the last that is not at its default, since reading arguments
-        takes torch a noticeable time; or None where `convolve` pads or rounds.
+        torch's function with its arguments up to the last that is not at its default, since reading
+        arguments takes torch a noticeable time; or `convolve` where it pads or rounds.
 
     Example:
         >>> function, positional = direct_call(2, arguments)
@@ -63,7 +63,7 @@ def direct_call(rank: int, arguments: ConvArguments) -> tuple[Any, tuple[Any, ..
         or padding != arguments.padding_end
         or arguments.precision is not None
     ):
-        return None
+        return convolve, (arguments,)
     function, given = _function_and_arguments(rank, padding, arguments)
     ones, zeros = (1,) * rank, (0,) * rank
     defaults = (None, ones, zeros, zeros, 1, ones) if arguments.transposed else (None, ones, zeros, ones, 1)

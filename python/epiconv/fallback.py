@@ -5,8 +5,8 @@ such tensors; it holds none of them. `decompose` computes the same with plain to
 """
 
 import warnings
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
 from typing import Final
 
 import torch
@@ -62,6 +62,10 @@ def _layout(operand: torch.Tensor) -> _core.OperandLayout:
     )
 
 
+RunPass = Callable[..., torch.Tensor]
+_RunCall = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Sequence[torch.Tensor]], torch.Tensor]
+
+
 class EpiloguePass:
     """A program over a convolution's output, planned for tensors of one form.
 
@@ -76,6 +80,8 @@ class EpiloguePass:
 
     Attributes:
         plan: the core's plan.
+        run: takes y, bias, operands and, where the result is another tensor than y, that tensor, all of the
+            form planned for; returns the result. On CUDA asynchronous, on the current stream.
     """
 
     def __init__(
@@ -102,53 +108,76 @@ class EpiloguePass:
             None if bias is None else _layout(bias),
             [_layout(operand) for operand in operands],
         )
-        self._run = self.plan.run
-        self._workspace_bytes = self.plan.workspace_bytes
-        numbers = tuple([is_number(operand) for operand in operands])
-        self._numbers = numbers if any(numbers) else ()
-        self._device_index = device.index if device.type == "cuda" else None
+        self.run = self._on_cpu(operands) if device.type == "cpu" else self._on_cuda(operands, device)
 
-    def run(
-        self,
-        y: torch.Tensor,
-        output: torch.Tensor,
-        bias: torch.Tensor | None,
-        operands: Sequence[torch.Tensor],
-    ) -> None:
-        """Runs on tensors of the form it was planned for; on CUDA asynchronously, on the current stream.
+    # What runs is a closure: each attribute of self would cost the call some of its few microseconds.
 
-        Args:
-            y: what the convolution wrote.
-            output: what the pass writes, `y` itself or another tensor.
-            bias: as when planned.
-            operands: as when planned. A number among them is read now.
-        """
-        addresses: Iterable[int | float]
-        if self._numbers:
-            addresses = [
-                float(operand) if number else operand.data_ptr()
-                for operand, number in zip(operands, self._numbers, strict=True)
-            ]
-        else:
-            addresses = map(_address, operands)
-        source = y.data_ptr()
-        target = source if output is y else output.data_ptr()
-        bias_address = 0 if bias is None else bias.data_ptr()
-        device = self._device_index
-        if device is None:
-            self._run(source, target, bias_address, 0, 0, 0, torch.get_num_threads(), *addresses)
-        elif device != _torch_private.current_cuda_device():
-            with torch.cuda.device(device):
-                self.run(y, output, bias, operands)
-        elif not self._workspace_bytes:
-            stream = _torch_private.raw_stream(device)
-            self._run(source, target, bias_address, 0, device, stream, 1, *addresses)
-        else:
-            # The caching allocator hands the memory out again to later work on this stream only, so that it
-            # may be freed before the kernels have run.
-            workspace = torch.empty(self._workspace_bytes, dtype=torch.uint8, device=y.device)
-            stream = _torch_private.raw_stream(device)
-            self._run(source, target, bias_address, workspace.data_ptr(), device, stream, 1, *addresses)
+    def _on_cpu(self, planned_operands: Sequence[torch.Tensor]) -> RunPass:
+        launch = self.plan.run
+        addresses = _reader(planned_operands)
+
+        def run(
+            y: torch.Tensor,
+            bias: torch.Tensor | None,
+            operands: Sequence[torch.Tensor],
+            output: torch.Tensor | None = None,
+        ) -> torch.Tensor:
+            result = y if output is None else output
+            bias_address = 0 if bias is None else _address(bias)
+            threads = torch.get_num_threads()
+            launch(_address(y), _address(result), bias_address, 0, 0, 0, threads, *addresses(operands))
+            return result
+
+        return run
+
+    def _on_cuda(self, planned_operands: Sequence[torch.Tensor], device: torch.device) -> RunPass:
+        launch = self.plan.run
+        addresses = _reader(planned_operands)
+        workspace_bytes = self.plan.workspace_bytes
+        index = device.index
+        raw_stream, current_device = _torch_private.raw_stream, _torch_private.current_cuda_device
+
+        def run(
+            y: torch.Tensor,
+            bias: torch.Tensor | None,
+            operands: Sequence[torch.Tensor],
+            output: torch.Tensor | None = None,
+        ) -> torch.Tensor:
+            if current_device() != index:
+                with torch.cuda.device(index):
+                    return run(y, bias, operands, output)
+            source = target = _address(y)
+            if output is not None:
+                target = _address(output)
+            bias_address = 0 if bias is None else _address(bias)
+            workspace_address = 0
+            if workspace_bytes:
+                # The caching allocator hands the memory out again to later work on this stream only, so
+                # that it may be freed before the kernels have run.
+                workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=device)
+                workspace_address = _address(workspace)
+            launch(
+                *(source, target, bias_address, workspace_address, index, raw_stream(index), 1),
+                *addresses(operands),
+            )
+            return y if output is None else output
+
+        return run
+
+
+def _reader(planned: Sequence[torch.Tensor]) -> Callable[[Sequence[torch.Tensor]], Iterable[int | float]]:
+    """Operands as the core takes them: addresses, and the values of numbers, which are read now."""
+    numbers = [is_number(operand) for operand in planned]
+    if not any(numbers):
+        return partial(map, _address)
+
+    def read(operands: Sequence[torch.Tensor]) -> Iterable[int | float]:
+        return [
+            float(operand) if number else _address(operand)
+            for operand, number in zip(operands, numbers, strict=True)
+        ]
+
+    return read
 
 
 class Call:
@@ -168,6 +197,8 @@ class Call:
         memory_format: of the result.
         batched: whether there is a batch dimension.
         not_fused: why plain torch operations run, or "".
+        run: takes input, weight, bias and operands of the form it was prepared for; returns the result,
+            without a graph for autograd.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as `fused_conv_epilogue`.
@@ -193,39 +224,55 @@ class Call:
         self.dtype = _result_dtype(input, operands, program, arguments)
         self.memory_format = output_format(input, weight, arguments.memory_format)
         self.not_fused = why_not_fused(input.device)
-        self._unusual = bool(self.not_fused) or 0 in self.shape or arguments.algorithm != "auto"
-        self._direct = direct_call(weight.dim() - 2, arguments)
-        self._passes: dict[tuple[int, ...], tuple[EpiloguePass, bool]] = {}
+        unusual = bool(self.not_fused) or 0 in self.shape or arguments.algorithm != "auto"
+        self._run_usual = self._prepare_run()
+        self.run = self._run_unusual if unusual else self._run_usual
 
-    def __call__(
+    def _prepare_run(self) -> _RunCall:
+        # A closure, as in `EpiloguePass`.
+        function, positional = direct_call(len(self.arguments.stride), self.arguments)
+        passes: dict[tuple[int, ...], RunPass] = {}
+
+        def run(
+            input: torch.Tensor,
+            weight: torch.Tensor,
+            bias: torch.Tensor | None,
+            operands: Sequence[torch.Tensor],
+        ) -> torch.Tensor:
+            y = function(input, weight, *positional)
+            # torch's settings may change which of its kernels runs, and with it the layout of y.
+            strides = y.stride()
+            try:
+                run_pass = passes[strides]
+            except KeyError:
+                run_pass = passes[strides] = self._run_pass(y, bias, operands)
+            return run_pass(y, bias, operands)
+
+        return run
+
+    def _run_unusual(
         self,
         input: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         operands: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        """Runs on tensors of the form it was prepared for, without a graph for autograd."""
-        if self._unusual:
-            check_algorithm(self.arguments.algorithm, input.device)  # a setting may have changed
-            if self.not_fused:
-                warn_not_fused(self.not_fused)
-                return self.decompose(input, weight, bias, operands)
-            if 0 in self.shape:
-                return self.empty_result(input.device)
-        if self._direct is None:
-            y = convolve(input, weight, self.arguments)
-        else:
-            function, positional = self._direct
-            y = function(input, weight, *positional)
-        # torch's settings may change which of its kernels runs, and with it the layout of y.
-        strides = y.stride()
-        planned = self._passes.get(strides)
-        if planned is None:
-            planned = self._passes[strides] = self._plan(y, bias, operands)
-        epilogue_pass, in_place = planned
-        output = y if in_place else self.empty_result(y.device)
-        epilogue_pass.run(y, output, bias, operands)
-        return output
+        check_algorithm(self.arguments.algorithm, input.device)  # a setting may have changed
+        if self.not_fused:
+            warn_not_fused(self.not_fused)
+            return self.decompose(input, weight, bias, operands)
+        if 0 in self.shape:
+            return self.empty_result(input.device)
+        return self._run_usual(input, weight, bias, operands)
+
+    def _run_pass(
+        self, y: torch.Tensor, bias: torch.Tensor | None, operands: Sequence[torch.Tensor]
+    ) -> RunPass:
+        """What runs the pass behind a convolution that wrote like this one."""
+        planned, in_place = self._plan(y, bias, operands)
+        if in_place:
+            return planned.run
+        return lambda y, bias, operands: planned.run(y, bias, operands, self.empty_result(y.device))
 
     def decompose(
         self,

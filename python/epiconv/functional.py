@@ -149,7 +149,7 @@ def _prepare(
     """What runs for tensors of this form, in the grad mode of now."""
     call = Call(input, weight, bias, operands, program, normalise(weight, *arguments))
     wanted = torch.is_grad_enabled() and wants_grad((input, weight, bias, *operands))
-    return call.decompose if wanted else call
+    return call.decompose if wanted else call.run
 
 
 def wants_grad(tensors: Sequence[torch.Tensor | None]) -> bool:
@@ -218,7 +218,7 @@ def epilogue_pass(y: torch.Tensor, epilogue: Any, bias: torch.Tensor | None = No
         source = (y.dtype, y.stride())
         planned = EpiloguePass(program, y.shape, y.device, source, source, bias, operands)
         _passes.keep(key, tensors, planned)
-    planned.run(y, y, bias, operands)
+    planned.run(y, bias, operands)
     if not y.is_inference():
         torch.autograd.graph.increment_version(y)  # what was saved for a backward pass is gone
     return y

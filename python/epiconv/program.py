@@ -98,7 +98,7 @@ class Program:
             raise TypeError(f"{_needs(self)}, got {len(operands)}")
         for operand in operands:
             if not isinstance(operand, torch.Tensor):
-                _check_tensors(operands)
+                _check_tensors(operands)  # raises
         return BoundProgram(self, operands)
 
     def apply(

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -42,12 +43,12 @@ struct EpiloguePointers {
   const void* input = nullptr;
   void* output = nullptr;  // may be the input
   const void* bias = nullptr;
-  void* workspace = nullptr;          // workspace_bytes() of them, aligned to 16
-  std::vector<const void*> operands;  // nullptr for numbers
-  std::vector<double> numbers;        // one per operand, read for numbers
-  int device = 0;                     // the current CUDA device
-  void* stream = nullptr;             // a cudaStream_t of that device
-  int threads = 1;                    // at most, on the CPU
+  void* workspace = nullptr;              // workspace_bytes() of them, aligned to 16
+  std::span<const void* const> operands;  // nullptr for numbers
+  std::span<const double> numbers;        // one per operand, read for numbers
+  int device = 0;                         // the current CUDA device
+  void* stream = nullptr;                 // a cudaStream_t of that device
+  int threads = 1;                        // at most, on the CPU
 };
 
 class EPICONV_API EpiloguePlan {
