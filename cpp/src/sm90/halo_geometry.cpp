@@ -1,0 +1,168 @@
+#include "sm90/halo_geometry.h"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+
+#include "epiconv/error.h"
+
+namespace epiconv::sm90 {
+namespace {
+
+constexpr std::int64_t kMaxInt = std::numeric_limits<std::int32_t>::max();
+constexpr int kMinStages = 4;  // of weights, so that their loads run ahead of the wgmma
+constexpr int kGoodStages = 6;
+constexpr int kMaxBoxRows = 512;
+constexpr int kClocksPerStep = 128;  // of one m64n256 wgmma
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
+
+// What the planner chooses.
+struct Choice {
+  int group_r, group_s, strips;
+  bool stacked;  // images in one raster
+};
+
+void set_channels(const HaloProblem& problem, HaloGeometry& g) {
+  const int bytes = problem.channels * problem.element_bytes;
+  g.element_bytes = problem.element_bytes;
+  g.row_bytes = bytes <= 32 ? 32 : bytes <= 64 ? 64 : 128;
+  g.channel_blocks = static_cast<int>(ceil_div(bytes, g.row_bytes));
+  g.last_steps = static_cast<int>(ceil_div(bytes - (g.channel_blocks - 1) * g.row_bytes, kStepBytes));
+}
+
+void set_filters(const HaloProblem& problem, HaloGeometry& g) {
+  const int groups = static_cast<int>(ceil_div(problem.filters, kGroupFilters));
+  g.sharers = groups % 2 == 0 ? 2 : 1;
+  g.filter_tiles = groups / g.sharers;
+}
+
+// False where no such raster can be.
+bool set_raster(const HaloProblem& problem, const Choice& choice, HaloGeometry& g) {
+  g.group_r = choice.group_r;
+  g.group_s = choice.group_s;
+  g.groups_r = static_cast<int>(ceil_div(problem.taps_r, choice.group_r));
+  g.groups_s = static_cast<int>(ceil_div(problem.taps_s, choice.group_s));
+  g.strips = choice.strips;
+  g.strip_width = static_cast<int>(ceil_div(problem.out_width, choice.strips));
+  const std::int64_t halo_w = std::int64_t{choice.group_s - 1} * problem.dilation_w;
+  const std::int64_t halo_h = std::int64_t{choice.group_r - 1} * problem.dilation_h;
+  // Rows of a slot begin at multiples of 128 bytes, where TMA may write.
+  const std::int64_t pitch = round_up(g.strip_width + halo_w, 128 / g.row_bytes);
+  if (pitch > kMaxPitch || halo_h >= kMaxBoxRows) return false;
+  g.pitch = Divisor(static_cast<std::uint32_t>(pitch));
+  const std::int64_t image_rows = problem.out_height + halo_h;
+  const std::int64_t last_image = choice.stacked ? (problem.batch - 1) * image_rows : 0;
+  const std::int64_t positions = (last_image + problem.out_height - 1) * pitch + g.strip_width;
+  if (positions + kTilePixels > kMaxInt) return false;
+  g.images_per_raster = choice.stacked ? problem.batch : 1;
+  g.rasters = choice.stacked ? 1 : problem.batch;
+  g.image_rows = Divisor(static_cast<std::uint32_t>(choice.stacked ? image_rows : kMaxInt));
+  g.runs = static_cast<int>(ceil_div(positions, kTilePixels));
+  // Runs begin at multiples of this in a virtual row.
+  const std::int64_t grain = std::gcd(pitch, std::int64_t{kTilePixels});
+  const std::int64_t last_offset = g.runs == 1 ? 0 : pitch - grain;
+  g.box_rows = static_cast<int>((last_offset + kTilePixels - 1) / pitch + 1 + halo_h);
+  g.tiles = std::int64_t{g.filter_tiles} * g.runs * g.strips * g.rasters;
+  return g.box_rows <= kMaxBoxRows;
+}
+
+// False where it does not fit.
+bool set_shared_memory(const HaloProblem& problem, HaloGeometry& g) {
+  g.stage_bytes = kGroupFilters * g.row_bytes;
+  const std::int64_t rows = std::int64_t{g.box_rows} * g.pitch.divisor;
+  const std::int64_t slot = round_up(rows * g.row_bytes, kSwizzleAtom);
+  const int tables = problem.gathered ? 2 * g.table_bytes() : 0;
+  const std::int64_t room = kSharedLimit - kBarrierBytes - kStagingBytes - round_up(tables, 128);
+  // Dropped columns read behind the last slot; what lies there is read and not used.
+  const std::int64_t all_taps =
+      std::int64_t{g.channel_blocks} * g.taps_r * g.taps_s * g.sharers * g.filter_tiles;
+  const auto stages_beside = [&](std::int64_t slots) { return (room - slots * slot) / g.stage_bytes; };
+  if (2 * slot > room || stages_beside(2) < std::min<std::int64_t>(kMinStages, all_taps)) return false;
+  g.slot_bytes = static_cast<int>(slot);
+  g.weights_stay = all_taps <= std::min<std::int64_t>(kMaxWeightStages, stages_beside(2));
+  const std::int64_t wanted = g.weights_stay ? all_taps : kGoodStages;
+  g.num_slots = 2;
+  while (g.num_slots < kMaxSlots && stages_beside(g.num_slots + 1) >= wanted) ++g.num_slots;
+  g.num_stages = static_cast<int>(
+      g.weights_stay ? all_taps : std::min<std::int64_t>(kMaxWeightStages, stages_beside(g.num_slots)));
+  g.staging_offset = g.weights_offset() + g.num_stages * g.stage_bytes;
+  g.table_offset = g.staging_offset + kStagingBytes;
+  g.barrier_offset = g.table_offset + static_cast<int>(round_up(tables, 128));
+  g.shared_bytes = g.barrier_offset + kBarrierBytes;
+  return true;
+}
+
+// Clocks of all tiles, about: the tensor cores', or those of loads and stores where they take longer, and a
+// little for the power that moving bytes takes from the tensor cores.
+double cost(const HaloProblem& problem, const HaloGeometry& g) {
+  constexpr double kLoadBytesPerClock = 24;    // TMA, from the L2
+  constexpr double kGatherBytesPerClock = 12;  // a warpgroup of threads
+  constexpr double kStoreBytesPerClock = 18;   // an SM's share of the memory's rate
+  constexpr double kEdge = 16;                 // pixels' worth of sectors that a row's two ends touch in vain
+  constexpr double kUnitClocks = 500;          // of a unit's loads and hand-overs
+  const double steps = (g.channel_blocks - 1.0) * (g.row_bytes / kStepBytes) + g.last_steps;
+  const double math = steps * g.taps_r * g.taps_s * kClocksPerStep * g.sharers;
+  const double box = static_cast<double>(g.box_rows) * g.pitch.divisor * g.row_bytes * g.units();
+  const double load = problem.gathered ? box * (1 + kEdge / g.pitch.divisor) / kGatherBytesPerClock
+                                       : box / kLoadBytesPerClock;
+  const double stored = 1.0 * kTilePixels * kGroupFilters * g.sharers * g.element_bytes;
+  const double store = stored * (1 + kEdge / g.strip_width) / kStoreBytesPerClock;
+  const double clocks = std::max({math, load, store}) + (box + stored) / 400 + kUnitClocks * g.units();
+  return static_cast<double>(g.tiles) * clocks;
+}
+
+}  // namespace
+
+HaloPlan plan_halo(const HaloProblem& problem) {
+  HaloGeometry base{};
+  base.batch = problem.batch;
+  base.channels = problem.channels;
+  base.height = problem.height;
+  base.width = problem.width;
+  base.filters = problem.filters;
+  base.out_height = problem.out_height;
+  base.out_width = problem.out_width;
+  base.dilation_h = problem.dilation_h;
+  base.dilation_w = problem.dilation_w;
+  base.pad_top = problem.pad_top;
+  base.pad_left = problem.pad_left;
+  base.taps_r = problem.taps_r;
+  base.taps_s = problem.taps_s;
+  set_channels(problem, base);
+  set_filters(problem, base);
+
+  HaloPlan best{"", {}};
+  double least = std::numeric_limits<double>::infinity();
+  const auto consider = [&](const Choice& choice) {
+    HaloGeometry g = base;
+    if (!set_raster(problem, choice, g) || !set_shared_memory(problem, g)) return;
+    const double clocks = cost(problem, g);
+    if (clocks < least) {
+      least = clocks;
+      best.geometry = g;
+    }
+  };
+  // Every size of group that cuts the filter into another number of groups, and every number of strips.
+  for (int groups_r = 1; groups_r <= problem.taps_r; ++groups_r) {
+    const int group_r = static_cast<int>(ceil_div(problem.taps_r, groups_r));
+    if (ceil_div(problem.taps_r, group_r) != groups_r) continue;
+    for (int groups_s = 1; groups_s <= problem.taps_s; ++groups_s) {
+      const int group_s = static_cast<int>(ceil_div(problem.taps_s, groups_s));
+      if (ceil_div(problem.taps_s, group_s) != groups_s) continue;
+      const int most_strips = std::min<int>(problem.out_width, 4 + static_cast<int>(problem.out_width / 16));
+      for (int strips = 1; strips <= most_strips; ++strips) {
+        consider({group_r, group_s, strips, false});
+        if (problem.batch > 1) consider({group_r, group_s, strips, true});
+      }
+    }
+    if (groups_r >= 64) break;
+  }
+  if (least == std::numeric_limits<double>::infinity()) {
+    best.why_not = "no tile of this convolution fits the card's shared memory";
+  }
+  return best;
+}
+
+}  // namespace epiconv::sm90

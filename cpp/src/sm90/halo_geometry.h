@@ -1,0 +1,235 @@
+// Where everything of a convolution lies while it is computed from halo tiles: index arithmetic only, shared
+// by the planner, the kernel and the host model.
+//
+// Output pixels are numbered along a raster of virtual rows, each `pitch` wide: the output columns of one
+// strip of the image, then the columns that only the filter's halo needs. A tile is a run of kTilePixels
+// numbers of the raster; the columns beyond the strip are computed too, and dropped. Small images are stacked
+// into one raster, each `image_rows` high; large ones have a raster each.
+//
+// The slot of a tile holds the input under it: box rows of `pitch` pixels, one row of `row_bytes` bytes of
+// channels per pixel, swizzled as TMA and wgmma do. Since the raster is that of the input box, a filter tap
+// is a shift by whole rows:
+//   raster number i, tap (r, s) of the group  ->  slot row i - first_row * pitch + r * dilation * pitch +
+//                                                 s * dilation
+// Filters too large for one box are cut into groups of taps, each of which loads a box of its own. A unit is
+// what one slot is for: a block of channels and a group of taps of one tile.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "device/divisor.h"
+#include "epiconv/export.h"
+
+namespace epiconv::sm90 {
+
+inline constexpr int kTilePixels = 256;   // N of the wgmma
+inline constexpr int kGroupFilters = 64;  // M of the wgmma: one warpgroup's
+inline constexpr int kMaxSlots = 4;
+inline constexpr int kMaxWeightStages = 32;
+inline constexpr int kMaxPitch = 256;        // of a TMA box
+inline constexpr int kStepBytes = 32;        // of a row, that one wgmma multiplies
+inline constexpr int kSwizzleAtom = 1024;    // bytes after which a swizzle repeats
+inline constexpr int kSharedLimit = 232448;  // bytes of dynamic shared memory that a block may have
+inline constexpr int kBarrierBytes = 1024;
+inline constexpr int kConsumerWarps = 8;  // of two warpgroups
+inline constexpr int kWarpStagingBytes = 2560;
+inline constexpr int kStagingBytes = kConsumerWarps * kWarpStagingBytes;
+
+struct HaloProblem {
+  std::int32_t batch, channels, height, width;
+  std::int32_t filters, taps_r, taps_s;
+  std::int32_t dilation_h, dilation_w;
+  std::int32_t pad_top, pad_left;
+  std::int32_t out_height, out_width;
+  std::int32_t element_bytes;  // of what wgmma multiplies: 4 (tf32) or 2
+  bool gathered;               // by threads, who need tables in shared memory; else by TMA
+};
+
+struct HaloGeometry {
+  std::int32_t batch, channels, height, width;
+  std::int32_t filters, out_height, out_width;
+  std::int32_t dilation_h, dilation_w;
+  std::int32_t pad_top, pad_left;
+
+  std::int32_t element_bytes;
+  std::int32_t row_bytes;       // 32, 64 or 128, which is also the swizzle
+  std::int32_t channel_blocks;  // of row_bytes
+  std::int32_t last_steps;      // of kStepBytes in the last block; the others are full
+
+  std::int32_t taps_r, taps_s;
+  std::int32_t group_r, group_s;    // taps of a group, at most
+  std::int32_t groups_r, groups_s;  // how many groups
+
+  std::int32_t strip_width;  // output columns
+  std::int32_t strips;
+  Divisor pitch;
+  Divisor image_rows;  // virtual rows from one image of a raster to the next
+  std::int32_t images_per_raster;
+  std::int32_t rasters;
+  std::int32_t runs;      // tiles along a raster
+  std::int32_t box_rows;  // of a slot, at most
+
+  std::int32_t sharers;       // warpgroups that compute from a slot: 2 with 64 filters each, or 1
+  std::int32_t filter_tiles;  // of sharers * kGroupFilters filters
+  std::int64_t tiles;
+
+  // Shared memory, in this order: slots, weight stages, staging, tables, barriers.
+  std::int32_t slot_bytes, num_slots;
+  std::int32_t stage_bytes, num_stages;  // a stage holds one tap's weights for kGroupFilters filters
+  bool weights_stay;                     // all weights have a stage of their own and are loaded once
+  std::int32_t staging_offset, table_offset, barrier_offset;
+  std::int32_t shared_bytes;
+
+  EPICONV_HOST_DEVICE std::int32_t units() const { return channel_blocks * groups_r * groups_s; }
+  EPICONV_HOST_DEVICE std::int32_t weights_offset() const { return num_slots * slot_bytes; }
+  EPICONV_HOST_DEVICE std::int32_t table_bytes() const { return box_rows * 8 + kMaxPitch * 4; }
+  EPICONV_HOST_DEVICE std::int32_t filter_groups() const { return sharers * filter_tiles; }
+};
+
+// A tile, and what the positions of its run are.
+struct Tile {
+  std::int32_t filter_tile, strip, raster;
+  std::int32_t first_row;  // virtual row of the first position
+  std::int32_t offset;     // of the first position in that row
+
+  // Consecutive tiles: first the filters of one run, then the runs of one raster.
+  EPICONV_HOST_DEVICE static Tile of(const HaloGeometry& g, std::int64_t index) {
+    Tile tile;
+    std::int64_t rest = index / g.filter_tiles;
+    tile.filter_tile = static_cast<std::int32_t>(index - rest * g.filter_tiles);
+    const std::int64_t strip = rest / g.runs;
+    const auto run = static_cast<std::int32_t>(rest - strip * g.runs);
+    tile.raster = static_cast<std::int32_t>(strip / g.strips);
+    tile.strip = static_cast<std::int32_t>(strip - static_cast<std::int64_t>(tile.raster) * g.strips);
+    tile.first_row = g.pitch.quotient(run * kTilePixels);
+    tile.offset = run * kTilePixels - tile.first_row * static_cast<std::int32_t>(g.pitch.divisor);
+    return tile;
+  }
+
+  // Input rows that the box of a group of `group_r` tap rows has.
+  EPICONV_HOST_DEVICE std::int32_t box_rows(const HaloGeometry& g, std::int32_t group_r) const {
+    return g.pitch.quotient(offset + kTilePixels - 1) + 1 + (group_r - 1) * g.dilation_h;
+  }
+};
+
+// The block of channels and the group of taps of one slot.
+struct Unit {
+  std::int32_t channel_block, group_r, group_s;
+
+  EPICONV_HOST_DEVICE static Unit of(const HaloGeometry& g, std::int32_t index) {
+    Unit unit;
+    const std::int32_t rest = index / g.groups_s;
+    unit.group_s = index - rest * g.groups_s;
+    unit.channel_block = rest / g.groups_r;
+    unit.group_r = rest - unit.channel_block * g.groups_r;
+    return unit;
+  }
+
+  // Taps of this group, which is smaller where the filter ends.
+  EPICONV_HOST_DEVICE std::int32_t rows(const HaloGeometry& g) const {
+    const std::int32_t left = g.taps_r - group_r * g.group_r;
+    return left < g.group_r ? left : g.group_r;
+  }
+  EPICONV_HOST_DEVICE std::int32_t columns(const HaloGeometry& g) const {
+    const std::int32_t left = g.taps_s - group_s * g.group_s;
+    return left < g.group_s ? left : g.group_s;
+  }
+  EPICONV_HOST_DEVICE std::int32_t steps(const HaloGeometry& g) const {
+    return channel_block + 1 == g.channel_blocks ? g.last_steps : g.row_bytes / kStepBytes;
+  }
+};
+
+// An output pixel; not valid where it belongs to no output.
+struct Pixel {
+  std::int32_t n, p, q;
+  bool valid;
+
+  // Of position 0 … kTilePixels - 1 of a tile.
+  EPICONV_HOST_DEVICE static Pixel of(const HaloGeometry& g, const Tile& tile, std::int32_t position) {
+    Pixel pixel;
+    const std::int32_t linear = tile.offset + position;
+    const std::int32_t row = g.pitch.quotient(linear);
+    const std::int32_t column = linear - row * static_cast<std::int32_t>(g.pitch.divisor);
+    const std::int32_t image = g.image_rows.quotient(tile.first_row + row);
+    pixel.n = tile.raster * g.images_per_raster + image;
+    pixel.p = tile.first_row + row - image * static_cast<std::int32_t>(g.image_rows.divisor);
+    pixel.q = tile.strip * g.strip_width + column;
+    pixel.valid =
+        column < g.strip_width && pixel.q < g.out_width && pixel.p < g.out_height && pixel.n < g.batch;
+    return pixel;
+  }
+};
+
+// Where row y of a unit's box comes from; h may lie outside the image, which is padding, and n behind the
+// last image.
+struct BoxRow {
+  std::int32_t n, h;
+
+  EPICONV_HOST_DEVICE static BoxRow of(const HaloGeometry& g, const Tile& tile, const Unit& unit,
+                                       std::int32_t y) {
+    const std::int32_t row = tile.first_row + y;
+    const std::int32_t image = g.image_rows.quotient(row);
+    return {tile.raster * g.images_per_raster + image,
+            row - image * static_cast<std::int32_t>(g.image_rows.divisor) +
+                unit.group_r * g.group_r * g.dilation_h - g.pad_top};
+  }
+};
+
+// The input column of column 0 of a unit's box.
+EPICONV_HOST_DEVICE std::int32_t box_column(const HaloGeometry& g, const Tile& tile, const Unit& unit) {
+  return tile.strip * g.strip_width + unit.group_s * g.group_s * g.dilation_w - g.pad_left;
+}
+
+// The slot row from which tap (r, s) of a unit's group reads position 0.
+EPICONV_HOST_DEVICE std::int32_t tap_row(const HaloGeometry& g, const Tile& tile, std::int32_t r,
+                                         std::int32_t s) {
+  return tile.offset + r * g.dilation_h * static_cast<std::int32_t>(g.pitch.divisor) + s * g.dilation_w;
+}
+
+// Byte address -> byte address under the swizzle of rows of row_bytes: 16-byte pieces are exchanged within
+// row_bytes by the number of the 128-byte line. (PTX ISA, "Tensor swizzling modes")
+EPICONV_HOST_DEVICE std::uint32_t swizzled(std::uint32_t address, std::int32_t row_bytes) {
+  return address ^ ((address >> 3) & static_cast<std::uint32_t>(row_bytes - 16));
+}
+
+// Packed weights: [filter group][unit][tap of the group][filter of the group][channels of the block], each
+// tap of stage_bytes, swizzled as it lies in its stage. Offsets in bytes.
+EPICONV_HOST_DEVICE std::int64_t packed_group_bytes(const HaloGeometry& g) {
+  return static_cast<std::int64_t>(g.channel_blocks) * g.taps_r * g.taps_s * g.stage_bytes;
+}
+// Taps of one filter group before a unit.
+EPICONV_HOST_DEVICE std::int32_t taps_before(const HaloGeometry& g, const Unit& unit) {
+  const std::int32_t rows_before = unit.group_r * g.group_r;
+  return unit.channel_block * g.taps_r * g.taps_s + rows_before * g.taps_s +
+         unit.group_s * g.group_s * unit.rows(g);
+}
+
+// Tap number `index` of a filter group in packed weights, counted over all blocks of channels.
+struct PackedTap {
+  std::int32_t channel_block, r, s;
+
+  EPICONV_HOST_DEVICE static PackedTap of(const HaloGeometry& g, std::int32_t index) {
+    PackedTap tap;
+    const std::int32_t taps = g.taps_r * g.taps_s;
+    tap.channel_block = index / taps;
+    std::int32_t rest = index - tap.channel_block * taps;
+    Unit unit{tap.channel_block, rest / (g.group_r * g.taps_s), 0};
+    rest -= unit.group_r * g.group_r * g.taps_s;
+    unit.group_s = rest / (g.group_s * unit.rows(g));
+    rest -= unit.group_s * g.group_s * unit.rows(g);
+    const std::int32_t row = rest / unit.columns(g);
+    tap.r = unit.group_r * g.group_r + row;
+    tap.s = unit.group_s * g.group_s + rest - row * unit.columns(g);
+    return tap;
+  }
+};
+
+// The geometry with the least cost, or why there is none. Deterministic.
+struct HaloPlan {
+  std::string why_not;  // "" if there is one
+  HaloGeometry geometry;
+};
+HaloPlan plan_halo(const HaloProblem& problem);
+
+}  // namespace epiconv::sm90
