@@ -8,6 +8,8 @@ target_include_directories(epiconv_compile_options INTERFACE
 # The strings go to C++ only, so that a new version number does not recompile the kernels.
 target_compile_definitions(epiconv_compile_options INTERFACE
   EPICONV_HAS_CUDA=${EPICONV_HAS_CUDA}
+  $<$<BOOL:${EPICONV_WATCHDOG}>:EPICONV_WATCHDOG>
+  $<$<BOOL:${EPICONV_JITTER}>:EPICONV_JITTER>
   $<$<COMPILE_LANGUAGE:CXX>:EPICONV_VERSION="${PROJECT_VERSION}">
   "$<$<COMPILE_LANGUAGE:CXX>:EPICONV_CUDA_ARCHITECTURES_STRING=\"${EPICONV_CUDA_ARCHITECTURES_STRING}\">")
 

@@ -221,7 +221,13 @@ def test_precision_is_for_float32():
 
 
 def test_algorithms_that_cannot_run():
-    refusal(NotImplementedError, "no implicit-GEMM kernel", X, WEIGHT, algorithm="implicit_gemm")
+    refusal(
+        NotImplementedError,
+        "'implicit_gemm' cannot run: the tensors are on cpu; leave 'auto'",
+        X,
+        WEIGHT,
+        algorithm="implicit_gemm",
+    )
     refusal(ValueError, "algorithm='cudnn' cannot run: the tensors are on cpu", X, WEIGHT, algorithm="cudnn")
 
 

@@ -17,7 +17,8 @@ LAYERS = [
     {"device/ptx"},
     {"program"},
     {"device"},
-    {"cpu", "elementwise", "host_model", "sm80", "sm90"},
+    {"cpu", "elementwise", "sm80", "sm90"},
+    {"host_model"},
     {"plan"},
 ]
 PRIVATE_TORCH = "python/epiconv/_torch_private.py"

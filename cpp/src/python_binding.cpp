@@ -2,6 +2,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
+
+#include "epiconv/conv_plan.h"
 #include "epiconv/conv_problem.h"
 #include "epiconv/device.h"
 #include "epiconv/epilogue.h"
@@ -191,6 +194,32 @@ EpiloguePlan make_epilogue_plan(const Program& program, const std::string& devic
                        std::move(bias), std::move(operands)});
 }
 
+// Operands as they cross: addresses, and floats for those that are numbers.
+struct CrossedOperands {
+  std::array<const void*, kMaxOperands> addresses{};
+  std::array<double, kMaxOperands> numbers{};
+  std::size_t count = 0;
+
+  explicit CrossedOperands(const py::args& operands) {
+    require(operands.size() <= kMaxOperands, "a program has at most ", kMaxOperands, " operands, got ",
+            operands.size());
+    for (const py::handle operand : operands) {
+      if (PyFloat_Check(operand.ptr())) {
+        numbers[count] = PyFloat_AS_DOUBLE(operand.ptr());
+      } else {
+        addresses[count] = reinterpret_cast<const void*>(operand.cast<std::uintptr_t>());
+      }
+      ++count;
+    }
+  }
+
+  template <typename Pointers>
+  void give(Pointers& pointers) const {
+    pointers.operands = {addresses.data(), count};
+    pointers.numbers = {numbers.data(), count};
+  }
+};
+
 // What every call goes through: plain integers and floats only.
 void run_epilogue_plan(const EpiloguePlan& plan, std::uintptr_t input, std::uintptr_t output,
                        std::uintptr_t bias, std::uintptr_t workspace, int device, std::uintptr_t stream,
@@ -203,23 +232,70 @@ void run_epilogue_plan(const EpiloguePlan& plan, std::uintptr_t input, std::uint
   pointers.device = device;
   pointers.stream = reinterpret_cast<void*>(stream);
   pointers.threads = threads;
-  std::array<const void*, kMaxOperands> addresses{};
-  std::array<double, kMaxOperands> numbers{};
-  require(operands.size() <= kMaxOperands, "a program has at most ", kMaxOperands, " operands, got ",
-          operands.size());
-  std::size_t count = 0;
-  for (const py::handle operand : operands) {
-    if (PyFloat_Check(operand.ptr())) {
-      numbers[count] = PyFloat_AS_DOUBLE(operand.ptr());
-    } else {
-      addresses[count] = reinterpret_cast<const void*>(operand.cast<std::uintptr_t>());
-    }
-    ++count;
-  }
-  pointers.operands = {addresses.data(), count};
-  pointers.numbers = {numbers.data(), count};
+  const CrossedOperands crossed(operands);
+  crossed.give(pointers);
   const py::gil_scoped_release release;
   plan.run(pointers);
+}
+
+// The index of a word in a list of words, for an enum whose values stand in that order.
+template <typename Enum, std::size_t kCount>
+Enum parse_word(const char* what, const std::string& word, const char* const (&words)[kCount]) {
+  for (std::size_t i = 0; i < kCount; ++i) {
+    if (word == words[i]) return static_cast<Enum>(i);
+  }
+  throw InvalidArgument(concat("there is no ", what, " '", word, "'"));
+}
+
+py::object make_conv_plan(const ConvProblem& conv, const std::string& math, const std::string& input_dtype,
+                          Extents input_strides, int input_alignment, const std::string& padding_mode,
+                          const Program& program, std::optional<OperandLayout> bias,
+                          std::vector<OperandLayout> operands, const std::string& output_dtype,
+                          Extents output_strides) {
+  std::string why_not;
+  std::optional<ConvPlan> plan = ConvPlan::make(
+      {conv, parse_word<ConvMath>("math", math, {"tf32", "bf16", "fp16"}), parse_dtype(input_dtype),
+       std::move(input_strides), input_alignment,
+       parse_word<PaddingMode>("padding mode", padding_mode, {"zeros", "reflect", "replicate", "circular"}),
+       program, std::move(bias), std::move(operands), parse_dtype(output_dtype), std::move(output_strides)},
+      why_not);
+  return plan ? py::cast(std::move(*plan)) : py::object(py::str(why_not));
+}
+
+void pack_weights(const ConvPlan& plan, std::uintptr_t weight, const std::string& dtype, Extents strides,
+                  std::uintptr_t packed, int device, std::uintptr_t stream) {
+  plan.pack({reinterpret_cast<const void*>(weight), parse_dtype(dtype), std::move(strides)},
+            reinterpret_cast<void*>(packed), device, reinterpret_cast<void*>(stream));
+}
+
+void run_conv_plan(const ConvPlan& plan, std::uintptr_t input, std::uintptr_t packed, std::uintptr_t output,
+                   std::uintptr_t bias, int device, std::uintptr_t stream, const py::args& operands) {
+  ConvPointers pointers;
+  pointers.input = reinterpret_cast<const void*>(input);
+  pointers.weights = reinterpret_cast<const void*>(packed);
+  pointers.output = reinterpret_cast<void*>(output);
+  pointers.bias = reinterpret_cast<const void*>(bias);
+  pointers.device = device;
+  pointers.stream = reinterpret_cast<void*>(stream);
+  const CrossedOperands crossed(operands);
+  crossed.give(pointers);
+  const py::gil_scoped_release release;
+  plan.run(pointers);
+}
+
+void bind_conv_plan(py::module_& module) {
+  py::class_<ConvPlan>(module, "ConvPlan")
+      .def_property_readonly("kernel", &ConvPlan::kernel)
+      .def_property_readonly("hides_epilogue", &ConvPlan::hides_epilogue)
+      .def_property_readonly("weight_format", &ConvPlan::weight_format)
+      .def_property_readonly("packed_bytes", &ConvPlan::packed_bytes)
+      .def("pack", &pack_weights)
+      .def("run", &run_conv_plan);
+  module.def("make_conv_plan", &make_conv_plan, py::arg("problem"), py::arg("math"), py::arg("input_dtype"),
+             py::arg("input_strides"), py::arg("input_alignment"), py::arg("padding_mode"),
+             py::arg("program"), py::arg("bias"), py::arg("operands"), py::arg("output_dtype"),
+             py::arg("output_strides"));
+  module.def("why_no_conv_kernels", &why_no_conv_kernels, py::arg("major"), py::arg("minor"));
 }
 
 void bind_epilogue_plan(py::module_& module) {
@@ -248,6 +324,7 @@ PYBIND11_MODULE(_core, module) {
   bind_program(module);
   bind_conv_problem(module);
   bind_epilogue_plan(module);
+  bind_conv_plan(module);
   module.attr("cuda_toolkit") = cuda_toolkit_version();
   module.def("driver_version", &cuda_driver_version);
   module.def("why_not_on_card", &why_not_on_card, py::arg("major"), py::arg("minor"));

@@ -113,6 +113,56 @@ class EpiloguePlan:
         """Addresses, and numbers for the operands that are numbers. On CUDA `device` is the current device;
         nothing is synchronised. On the CPU `threads` is the most threads to use."""
 
+class ConvPlan:
+    """A convolution with its epilogue in one kernel, for tensors of one form and input addresses of one
+    alignment. Output, operands and bias may lie anywhere that suits their dtypes. The stride of a dimension
+    of one element counts for nothing."""
+
+    kernel: str  # the name of what runs: "fprop_sm90_tf32_tma_f32_static", …
+    hides_epilogue: bool  # else a pass behind another convolution is faster
+    weight_format: str  # packed weights of one weight tensor serve every plan with the same format
+    packed_bytes: int
+    def pack(
+        self,
+        weight: int,
+        weight_dtype: str,
+        weight_strides: Sequence[int],  # (K, C, R, S), elements
+        packed: int,  # aligned to 256 bytes
+        device: int,
+        stream: int,
+    ) -> None:
+        """Asynchronous; `device` is the current one, as for `run`."""
+
+    def run(
+        self,
+        input: int,
+        packed: int,
+        output: int,
+        bias: int,
+        device: int,
+        stream: int,
+        *operands: int | float,
+    ) -> None:
+        """Addresses, and numbers for the operands that are numbers. Asynchronous."""
+
+def make_conv_plan(
+    problem: ConvProblem,
+    math: str,  # what the tensor cores multiply: "tf32", "bf16", "fp16"
+    input_dtype: str,
+    input_strides: Sequence[int],  # (N, C, H, W), elements
+    input_alignment: int,  # bytes: the greatest power of two up to 16 that divides every address of an input
+    padding_mode: str,  # "zeros", "reflect", "replicate", "circular"
+    program: Program,
+    bias: OperandLayout | None,
+    operands: Sequence[OperandLayout],
+    output_dtype: str,
+    output_strides: Sequence[int],  # (N, K, P, Q), elements
+) -> ConvPlan | str:
+    """The plan, or why no kernel can run it: a sentence without a full stop."""
+
+def why_no_conv_kernels(major: int, minor: int) -> str:
+    """Why this build has no implicit-GEMM kernel for a card of that compute capability, "" if it has."""
+
 def why_not_on_card(major: int, minor: int) -> str:
     """Why this build cannot run on a card of that compute capability, "" if it can."""
 

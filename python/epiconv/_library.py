@@ -5,7 +5,7 @@ text. Its layout is an argument, decided before the call, so that real and fake 
 strides a compiler gives to dimensions of one element.
 
     kernel              does
-    CPU, CUDA           torch's convolution and the pass of `fallback`
+    CPU, CUDA           what a `Call` chooses
     fake, Meta          shape, dtype and strides
     Autograd            plain torch operations where a derivative is wanted, else the kernels above
     Autocast            casts input, weight and bias, as torch does for its convolutions
@@ -20,7 +20,7 @@ import torch
 
 from epiconv import _torch_private
 from epiconv.arguments import ConvArguments, channels_last
-from epiconv.fallback import Call, decompose, fake_result
+from epiconv.call import Call, decompose, fake_result
 from epiconv.form_cache import FormCache
 from epiconv.program import Program
 

@@ -5,6 +5,7 @@ Where a name is missing the answer is the cautious one: the slower route, which 
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from operator import attrgetter
 from typing import Any, Final
 
@@ -31,6 +32,7 @@ _raw_stream: Final = _find("_C._cuda_getCurrentRawStream")
 _current_device: Final = _find("_C._cuda_getDevice")
 _below_autograd: Final = _find("_C._AutoDispatchBelowAutograd")
 _after_autograd_keys: Final = _find("_C._after_autograd_keyset")
+_fp32_precision: Final = _find("_C._get_fp32_precision_getter")
 _select_conv_backend: Final = _find("_C._select_conv_backend")
 
 _SEES_ALL: Final = None not in (
@@ -175,6 +177,27 @@ current_cuda_device: Final[Callable[[], int]] = (
     torch.cuda.current_device if _current_device is None else _current_device
 )
 """The index of the current CUDA device; CUDA has been initialised."""
+
+
+def _public_conv_precision() -> str:
+    precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return precision
+
+
+def _direct_conv_precision() -> Callable[[], str]:
+    """What the public name comes to, which takes a sixth of its time; the public one where it differs."""
+    try:
+        settings = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+        direct = partial(_fp32_precision, settings.backend, settings.op)
+        if direct() == _public_conv_precision():
+            return direct
+    except Exception:  # whatever a changed interface raises
+        pass
+    return _public_conv_precision
+
+
+conv_precision: Final[Callable[[], str]] = _direct_conv_precision()
+"""`torch.backends.cudnn.conv.fp32_precision` as it is now."""
 
 
 def convolution(

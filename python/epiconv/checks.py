@@ -8,8 +8,6 @@ import torch
 from epiconv.arguments import FLOATING, FLOATING_NAMES, ConvArguments
 from epiconv.program import Program
 
-NO_IMPLICIT_GEMM: Final = "this version has no implicit-GEMM kernel"
-
 _INTEGERS: Final = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -53,7 +51,8 @@ def check_tensors(
     operands: Sequence[torch.Tensor],
     arguments: ConvArguments,
 ) -> None:
-    """Refuses tensors of the wrong dtype, layout or device, and a precision or algorithm that cannot run.
+    """Refuses tensors of the wrong dtype, layout or device, a precision that they cannot have, and cuDNN
+    where there is none.
 
     Args:
         input: as the other tensors, of `fused_conv_epilogue`.
@@ -61,8 +60,7 @@ def check_tensors(
 
     Raises:
         TypeError: a dtype, or a layout that is not dense.
-        ValueError: mixed devices.
-        NotImplementedError: algorithm "implicit_gemm".
+        ValueError: mixed devices, or algorithm "cudnn" without one.
 
     Example:
         >>> check_tensors(x, weight, None, (), arguments)
@@ -131,21 +129,18 @@ def check_pass(
 
 
 def check_algorithm(algorithm: str, device: torch.device) -> None:
-    """Refuses an algorithm that cannot run.
+    """Refuses cuDNN where there is none; `implicit_gemm` says what that algorithm cannot run.
 
     Args:
         algorithm: one of `ALGORITHMS`.
         device: of the tensors.
 
     Raises:
-        NotImplementedError: it is "implicit_gemm".
         ValueError: it is "cudnn", and there is none.
 
     Example:
         >>> check_algorithm("auto", torch.device("cpu"))
     """
-    if algorithm == "implicit_gemm":
-        raise NotImplementedError(f"algorithm='implicit_gemm' cannot run: {NO_IMPLICIT_GEMM}; leave 'auto'")
     if algorithm == "cudnn" and (reason := no_cudnn(device)):
         raise ValueError(f"algorithm='cudnn' cannot run: {reason}; leave algorithm='auto'")
 

@@ -1,6 +1,7 @@
 """torch's convolution as this library uses it: without bias, at a stated precision, in a stated layout."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -232,10 +233,10 @@ def output_format(
     return torch.contiguous_format
 
 
-def empty_output(
+def output_maker(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device, memory_format: torch.memory_format
-) -> torch.Tensor:
-    """An uninitialised result.
+) -> Callable[[], torch.Tensor]:
+    """A function that gives a new uninitialised result.
 
     Args:
         shape: (N, K, spatial…), or (K, spatial…) of an unbatched convolution.
@@ -244,10 +245,26 @@ def empty_output(
         memory_format: contiguous_format, or channels_last, which is meant for the batched shape.
 
     Example:
-        >>> empty_output((3, 4, 4), torch.float32, torch.device("cpu"), torch.channels_last).stride()
+        >>> output_maker((3, 4, 4), torch.float32, torch.device("cpu"), torch.channels_last)().stride()
         (1, 12, 3)
     """
     needed = {torch.channels_last: 4, torch.channels_last_3d: 5}.get(memory_format, len(shape))
     if needed == len(shape):
-        return torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format)
-    return torch.empty((1, *shape), dtype=dtype, device=device, memory_format=memory_format).squeeze(0)
+        return partial(torch.empty, shape, dtype=dtype, device=device, memory_format=memory_format)
+    one = partial(torch.empty, (1, *shape), dtype=dtype, device=device, memory_format=memory_format)
+    return lambda: one().squeeze(0)
+
+
+def empty_output(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, memory_format: torch.memory_format
+) -> torch.Tensor:
+    """An uninitialised result.
+
+    Args:
+        shape, dtype, device, memory_format: of `output_maker`.
+
+    Example:
+        >>> empty_output((3, 4, 4), torch.float32, torch.device("cpu"), torch.channels_last).stride()
+        (1, 12, 3)
+    """
+    return output_maker(shape, dtype, device, memory_format)()

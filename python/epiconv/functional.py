@@ -1,6 +1,6 @@
 """`fused_conv_epilogue`: the library's one function, and the pass behind it on its own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -8,22 +8,32 @@ import torch
 from epiconv import _torch_private
 from epiconv._library import call_operator
 from epiconv.arguments import Extents, normalise
+from epiconv.call import Call
 from epiconv.checks import check_pass, check_tensor_types
 from epiconv.convolution import output_format
-from epiconv.fallback import Call, EpiloguePass, apply_epilogue, warn_not_fused, why_not_fused
+from epiconv.fallback import EpiloguePass, apply_epilogue, warn_not_fused, why_not_fused
 from epiconv.form_cache import FormCache, are_plain
+from epiconv.implicit_gemm import RunCall
+from epiconv.packed_weights import OwnPackedWeights
 from epiconv.program import Program, bind_epilogue, epilogue_text
 
-# What takes input, weight, bias and operands of one form.
-_Run = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Sequence[torch.Tensor]], torch.Tensor]
-
-_runs: Final[FormCache[_Run]] = FormCache()
+_runs: Final[FormCache[RunCall]] = FormCache()
 _passes: Final[FormCache[EpiloguePass]] = FormCache()
 
-_NAMES: Final = (
-    *("stride", "padding", "dilation", "groups", "transposed", "output_padding", "padding_mode"),
-    *("precision", "algorithm", "memory_format", "dtype"),
-)
+_DEFAULTS: Final[dict[str, Any]] = {
+    "stride": 1,
+    "padding": 0,
+    "dilation": 1,
+    "groups": 1,
+    "transposed": False,
+    "output_padding": 0,
+    "padding_mode": "zeros",
+    "precision": None,
+    "algorithm": "auto",
+    "memory_format": None,
+    "dtype": None,
+}
+_DEFAULT_ARGUMENTS: Final = tuple(_DEFAULTS.values())
 
 
 def fused_conv_epilogue(
@@ -67,8 +77,9 @@ def fused_conv_epilogue(
             and are read at each call.
         precision: math of float32 convolutions: "ieee", "tf32", "bf16" or "fp16", accumulated in
             float32. None: TF32 exactly when `torch.backends.cudnn.conv.fp32_precision == "tf32"`.
-        algorithm: "auto"; "cudnn" for torch's convolution on the card and one pass behind it;
-            "implicit_gemm", which this version does not have.
+        algorithm: "auto"; "implicit_gemm" for one kernel with the epilogue in it, or an error that says
+            why there is none; "cudnn" for torch's convolution on the card and one pass behind it. "auto"
+            is the first where it can run.
         memory_format: of the result, `torch.contiguous_format` or channels_last. None: channels_last if
             input or weight is, as torch's convolutions. An operand's layout never counts.
         dtype: of the result, floating. None: what torch's type promotion gives the chain.
@@ -80,7 +91,7 @@ def fused_conv_epilogue(
         TypeError: a dtype or a layout is not supported, dtypes do not go together, or `epilogue` is no
             epilogue.
         ValueError: shapes, devices or words do not go together.
-        NotImplementedError: algorithm "implicit_gemm".
+        NotImplementedError: algorithm "implicit_gemm" cannot run; the message says why.
         CudaError: a kernel failed.
 
     Warns:
@@ -102,6 +113,43 @@ def fused_conv_epilogue(
         memory_format,
         dtype,
     )
+    return fused_in_module(input, weight, bias, epilogue, arguments, None)
+
+
+def arguments_of(words: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The arguments of `fused_conv_epilogue` that are neither tensors nor the epilogue, in its order.
+
+    Args:
+        words: some of them by keyword; the others have their defaults.
+
+    Example:
+        >>> arguments_of({"stride": 2})[0]
+        2
+    """
+    return tuple({**_DEFAULTS, **words}.values()) if words else _DEFAULT_ARGUMENTS
+
+
+def fused_in_module(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    epilogue: Any,
+    arguments: tuple[Any, ...],
+    owner: OwnPackedWeights | None,
+) -> torch.Tensor:
+    """`fused_conv_epilogue` of a module, which keeps the packed weight.
+
+    Args:
+        input, weight, bias, epilogue: of `fused_conv_epilogue`.
+        arguments: of `arguments_of`.
+        owner: the module's; None outside of modules.
+
+    Raises:
+        As `fused_conv_epilogue`.
+
+    Example:
+        >>> y = fused_in_module(x, conv.weight, conv.bias, [ops.relu()], arguments_of({}), module._packed)
+    """
     if torch.compiler.is_compiling():
         text, operands = epilogue_text(epilogue)
         return _dispatch(input, weight, bias, operands, text, arguments)
@@ -120,22 +168,22 @@ def fused_conv_epilogue(
             run = _runs.get(key, tensors)
         except (AttributeError, TypeError):
             check_tensor_types(input=input, weight=weight, bias=bias)
-            given = dict(zip(_NAMES, _with_tuples(weight, arguments), strict=True))
-            return fused_conv_epilogue(input, weight, bias, epilogue=epilogue, **given)
+            arguments = _with_tuples(weight, arguments)
+            return fused_in_module(input, weight, bias, epilogue, arguments, owner)
         if run is None and not _torch_private.interposed() and are_plain(tensors):
             run = _prepare(input, weight, bias, operands, program, arguments)
             _runs.keep(key, tensors, run)
         if run is not None:
-            return run(input, weight, bias, operands)
+            return run(input, weight, bias, operands, owner)
     return _dispatch(input, weight, bias, operands, program.text, arguments)
 
 
-def _with_tuples(weight: torch.Tensor, arguments: tuple[Any, ...]) -> Sequence[Any]:
+def _with_tuples(weight: torch.Tensor, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments, one of which is not hashable, with tuples for lists; anything else is refused."""
     if not any(isinstance(value, list) for value in arguments):
         normalise(weight, *arguments)
         raise TypeError("the arguments of a convolution are words, ints, and lists or tuples of ints")
-    return [tuple(value) if isinstance(value, list) else value for value in arguments]
+    return tuple([tuple(value) if isinstance(value, list) else value for value in arguments])
 
 
 def _prepare(
@@ -145,7 +193,7 @@ def _prepare(
     operands: Sequence[torch.Tensor],
     program: Program,
     arguments: tuple[Any, ...],
-) -> _Run:
+) -> RunCall:
     """What runs for tensors of this form, in the grad mode of now."""
     call = Call(input, weight, bias, operands, program, normalise(weight, *arguments))
     wanted = torch.is_grad_enabled() and wants_grad((input, weight, bias, *operands))

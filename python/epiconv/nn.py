@@ -12,6 +12,9 @@ the epilogue belong to the module too, and move with it (`to`, `half`, `load_sta
 - any other tensor is a buffer that is not in the `state_dict`: a constant, given to the constructor.
 - `from_module` keeps the modules that it was given, as the submodule `following`; their parameters are
   the operands, under `following.0.weight` and so on.
+
+On the path "implicit_gemm" a module keeps the packed weight, which is neither in its `state_dict` nor in
+copies and pickles of it; `repack()` says which writes to a weight a call cannot see.
 """
 
 from collections.abc import Sequence
@@ -22,14 +25,15 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from epiconv import _torch_private
-from epiconv.functional import fused_conv_epilogue
+from epiconv.functional import fused_in_module
+from epiconv.packed_weights import PackingModule
 from epiconv.program import BoundProgram, PartialProgram, Program, bind_epilogue
 from epiconv.tracing import trace
 
 _Module = TypeVar("_Module", bound="_FusedModule")
 
 
-class _FusedModule(nn.Module):
+class _FusedModule(PackingModule):
     """The epilogue of a convolution module: its program, and where its operands are."""
 
     _transposed: ClassVar[bool]
@@ -72,19 +76,11 @@ class _FusedModule(nn.Module):
 
     def _convolve(self, input: torch.Tensor, output_padding: Sequence[int] | int) -> torch.Tensor:
         own: Any = self
-        return fused_conv_epilogue(
-            input,
-            own.weight,
-            own.bias,
-            stride=own.stride,
-            padding=own.padding,
-            dilation=own.dilation,
-            groups=own.groups,
-            transposed=self._transposed,
-            output_padding=output_padding,
-            padding_mode=own.padding_mode,
-            epilogue=self.epilogue,
+        arguments = (
+            *(own.stride, own.padding, own.dilation, own.groups, self._transposed, output_padding),
+            *(own.padding_mode, None, "auto", None, None),
         )
+        return fused_in_module(input, own.weight, own.bias, self.epilogue, arguments, self._packed)
 
     @classmethod
     def from_module(cls: type[_Module], conv: nn.Module, *following: nn.Module) -> _Module:

@@ -6,14 +6,15 @@ from typing import Any, Final
 
 import torch
 
-from epiconv import _torch_private
+from epiconv import _core, _torch_private
 from epiconv._library import cast_for_autocast
 from epiconv.arguments import Extents, normalise
+from epiconv.call import Call
 from epiconv.cards import CARDS
-from epiconv.checks import NO_IMPLICIT_GEMM, check_tensor_types, is_number, no_cudnn
-from epiconv.fallback import Call
+from epiconv.checks import check_tensor_types, is_number, no_cudnn
 from epiconv.form_cache import are_plain
 from epiconv.functional import wants_grad
+from epiconv.implicit_gemm import refuse
 from epiconv.program import bind_epilogue
 
 _LABEL_WIDTH: Final = 10
@@ -25,12 +26,15 @@ class Plan:
 
     Attributes:
         path: what runs:
+            "implicit_gemm": one kernel of this library, convolution and epilogue;
             "cpu": torch's convolution, then one pass of this library;
             "cudnn+epilogue": the same on the card;
             "torch": plain torch operations.
         convolution: what torch computes the convolution with, "cudnn" among others; "" where torch does
-            not tell.
-        kernel: name of the pass; for path "torch" how many operations there are.
+            not tell, and for path "implicit_gemm".
+        kernel: name of the kernel, or of the pass; for path "torch" how many operations there are.
+        packing: for path "implicit_gemm" the format and size of the packed weight, and where it is kept;
+            else "".
         refused: (path, reason) of the paths that are not taken.
         program: text of the epilogue.
         shape: of the result, (N, K, spatial…) or (K, spatial…).
@@ -38,8 +42,9 @@ class Plan:
         strides: of the result.
         device: of the result.
         flops: of the convolution, two per multiply-add.
-        bytes_moved: what this path reads and writes: the convolution's tensors once, then the pass's. For
-            path "torch" it is `least_bytes`, since torch's operations are not counted.
+        bytes_moved: what this path reads and writes: the convolution's tensors once, then the pass's; for
+            path "implicit_gemm" the packed weight and each other tensor once. For path "torch" it is
+            `least_bytes`, since torch's operations are not counted.
         least_bytes: what any path has to: each tensor that is given or returned, once.
         math: of the multiplications: "fp64", "fp32", "tf32", "bf16" or "fp16".
         floor_ms: the least time on this card, max(least_bytes / bandwidth, flops / rate); None where the
@@ -50,6 +55,7 @@ class Plan:
     path: str
     convolution: str
     kernel: str
+    packing: str
     refused: tuple[tuple[str, str], ...]
     program: str
     shape: tuple[int, ...]
@@ -68,6 +74,7 @@ class Plan:
         rows = [
             ("path", f"{self.path}{by}"),
             ("kernel", self.kernel),
+            *([("packing", self.packing)] if self.packing else []),
             *[("not", f"{path}: {reason}") for path, reason in self.refused],
             ("program", self.program or "(none)"),
             ("output", f"{self.shape} {self.dtype}, strides {self.strides}, {self.device}"),
@@ -101,8 +108,9 @@ def explain(
 ) -> Plan:
     """How `fused_conv_epilogue` would run with these arguments, in the grad and autocast mode of now.
 
-    Nothing is computed. The pass is planned for a convolution's output in the layout that torch's rule
-    gives it; the few of torch's kernels that know the contiguous layout only may make it another.
+    Nothing is computed, and no weight packed. A pass is planned for a convolution's output in the layout
+    that torch's rule gives it; the few of torch's kernels that know the contiguous layout only may make it
+    another.
 
     Args:
         input, weight, bias: as the rest, of `fused_conv_epilogue`.
@@ -132,7 +140,14 @@ def explain(
     why_torch = _why_torch(call, tensors)
     result = call.empty_result(torch.device("meta"))
     least = _bytes([*tensors, result])
-    if why_torch:
+    gemm = why_torch or call.implicit_gemm(input)
+    if isinstance(gemm, str) and algorithm == "implicit_gemm":
+        refuse(gemm)
+    packing = ""
+    if not isinstance(gemm, str):
+        path, kernel, packing = "implicit_gemm", gemm.kernel, _packing(gemm, weight)
+        moved = least - _bytes([weight]) + gemm.packed_bytes
+    elif why_torch:
         path, kernel, moved = "torch", _torch_operations(bias is not None, len(program.steps)), least
     else:
         planned = call.explain_pass(input, weight, bias, operands)
@@ -142,9 +157,10 @@ def explain(
     floor_ms, floor_note = _floor(device, math, call.flops, least)
     return Plan(
         path=path,
-        convolution=_convolution(input, weight, call),
+        convolution="" if path == "implicit_gemm" else _convolution(input, weight, call),
         kernel=kernel,
-        refused=_refused(device, path, why_torch),
+        packing=packing,
+        refused=_refused(device, path, why_torch, gemm),
         program=program.text,
         shape=tuple(result.shape),
         dtype=result.dtype,
@@ -172,13 +188,23 @@ def _why_torch(call: Call, tensors: Sequence[torch.Tensor]) -> str:
     return "" if are_plain(tensors) else "a tensor is of a subclass or negated lazily; its own rules decide"
 
 
-def _refused(device: torch.device, path: str, why_torch: str) -> tuple[tuple[str, str], ...]:
-    refused = [("implicit_gemm", NO_IMPLICIT_GEMM)]
+def _refused(
+    device: torch.device, path: str, why_torch: str, gemm: "_core.ConvPlan | str"
+) -> tuple[tuple[str, str], ...]:
+    refused = [("implicit_gemm", gemm)] if isinstance(gemm, str) else []
     if path == "torch":
         refused.append((_path(device), why_torch))
     if path != "cudnn+epilogue" and (reason := no_cudnn(device)):
         refused.append(("cudnn+epilogue", reason))
     return tuple(dict(reversed(refused)).items())[::-1]
+
+
+def _packing(plan: "_core.ConvPlan", weight: torch.Tensor) -> str:
+    if weight.is_inference() or weight.requires_grad:
+        kept = "in every call, and kept by modules only" if not weight.is_inference() else "in every call"
+    else:
+        kept = "once for each version of the weight"
+    return f"{plan.weight_format}, {plan.packed_bytes / 1e6:.3f} MB, {kept}"
 
 
 def _torch_operations(has_bias: bool, count: int) -> str:
@@ -202,8 +228,8 @@ def _math(input: torch.Tensor, precision: str | None) -> str:
         return names[input.dtype]
     if precision is not None:
         return "fp32" if precision == "ieee" else precision
-    settings = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    return "tf32" if input.device.type == "cuda" and settings.fp32_precision == "tf32" else "fp32"
+    setting = _torch_private.conv_precision()
+    return "tf32" if input.device.type == "cuda" and setting == "tf32" else "fp32"
 
 
 def _convolution(input: torch.Tensor, weight: torch.Tensor, call: Call) -> str:

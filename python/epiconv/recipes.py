@@ -9,13 +9,15 @@ parameters.
     >>> y = model(x)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
 import torch
 from torch import nn
 
 import epiconv
+from epiconv.functional import arguments_of, fused_in_module
+from epiconv.packed_weights import PackingModule
 from epiconv.program import BoundProgram, Program
 
 
@@ -36,7 +38,7 @@ def _operand_parameter(name: str, shape: Sequence[int], out_channels: int) -> nn
     return nn.Parameter(torch.randn(extents))
 
 
-class Recipe(nn.Module):
+class Recipe(PackingModule):
     """What the recipes share: sizes to try them at, and programs that never change after construction.
 
     Attributes:
@@ -93,9 +95,10 @@ class Recipe(nn.Module):
         """
         return self.program(self.bias)
 
-    def _invoke(self, function: Callable[..., Any], x: torch.Tensor) -> Any:
-        """Calls what takes the arguments of `fused_conv_epilogue` with this module's."""
-        raise NotImplementedError
+    def _convolution(self) -> tuple[nn.Conv2d | nn.ConvTranspose2d, dict[str, Any]]:
+        """The convolution, and the keywords of `fused_conv_epilogue` for it."""
+        own: Any = self
+        return own.conv, {}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolution and epilogue in one call.
@@ -112,8 +115,8 @@ class Recipe(nn.Module):
         Example:
             >>> y = model(x)
         """
-        result: torch.Tensor = self._invoke(epiconv.fused_conv_epilogue, x)
-        return result
+        conv, words = self._convolution()
+        return fused_in_module(x, conv.weight, conv.bias, self.epilogue(), arguments_of(words), self._packed)
 
     def explain(self, x: torch.Tensor) -> "epiconv.Plan":
         """How `forward` would run for this input: path, kernel, and why the others were refused.
@@ -124,8 +127,8 @@ class Recipe(nn.Module):
         Example:
             >>> print(model.explain(x))
         """
-        plan: epiconv.Plan = self._invoke(epiconv.explain, x)
-        return plan
+        conv, words = self._convolution()
+        return epiconv.explain(x, conv.weight, conv.bias, epilogue=self.epilogue(), **words)
 
     def reference(self, x: torch.Tensor) -> torch.Tensor:
         """The plain PyTorch forward on the same parameters.
@@ -208,9 +211,6 @@ class ConvMinAddMul(Recipe):
         """What the sum is multiplied by."""
         return self._scaling_factor
 
-    def _invoke(self, function: Callable[..., Any], x: torch.Tensor) -> Any:
-        return function(x, self.conv.weight, self.conv.bias, epilogue=self.epilogue())
-
     def reference(self, x: torch.Tensor) -> torch.Tensor:
         """The plain PyTorch forward on the same parameters; see `Recipe.reference`."""
         y = self.conv(x)
@@ -260,9 +260,6 @@ class ConvReluAdd(Recipe):
     def example_init(cls) -> tuple[Any, ...]:
         """Constructor arguments of the example: 64 to 128 channels, 3×3."""
         return 64, 128, 3, (128, 1, 1)
-
-    def _invoke(self, function: Callable[..., Any], x: torch.Tensor) -> Any:
-        return function(x, self.conv.weight, self.conv.bias, epilogue=self.epilogue())
 
     def reference(self, x: torch.Tensor) -> torch.Tensor:
         """The plain PyTorch forward on the same parameters; see `Recipe.reference`."""
@@ -326,9 +323,6 @@ class ConvAddMulSigmoidGroupNorm(Recipe):
     def epilogue(self) -> BoundProgram:
         """The program with this module's parameters as its operands; see `Recipe.epilogue`."""
         return self.program(self.bias, self.scale, self.group_norm.weight, self.group_norm.bias)
-
-    def _invoke(self, function: Callable[..., Any], x: torch.Tensor) -> Any:
-        return function(x, self.conv.weight, self.conv.bias, epilogue=self.epilogue())
 
     def reference(self, x: torch.Tensor) -> torch.Tensor:
         """The plain PyTorch forward on the same parameters; see `Recipe.reference`."""
@@ -403,18 +397,15 @@ class ConvTransposeAddClampMulClampDiv(Recipe):
         """What the clamped sum is multiplied by, and the result divided by."""
         return self._scaling_factor
 
-    def _invoke(self, function: Callable[..., Any], x: torch.Tensor) -> Any:
+    def _convolution(self) -> tuple[nn.Conv2d | nn.ConvTranspose2d, dict[str, Any]]:
         conv = self.conv_transpose
-        return function(
-            x,
-            conv.weight,
-            conv.bias,
-            stride=conv.stride,
-            padding=conv.padding,
-            output_padding=conv.output_padding,
-            transposed=True,
-            epilogue=self.epilogue(),
-        )
+        words = {
+            "stride": conv.stride,
+            "padding": conv.padding,
+            "output_padding": conv.output_padding,
+            "transposed": True,
+        }
+        return conv, words
 
     def reference(self, x: torch.Tensor) -> torch.Tensor:
         """The plain PyTorch forward on the same parameters; see `Recipe.reference`."""

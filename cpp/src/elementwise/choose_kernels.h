@@ -3,10 +3,10 @@
 
 #include <type_traits>
 
+#include "device/static_programs.h"
 #include "elementwise/epilogue_pass_kernel.h"
 #include "elementwise/group_norm_kernels.h"
 #include "elementwise/pass_kernels.h"
-#include "elementwise/static_programs.h"
 
 namespace epiconv {
 

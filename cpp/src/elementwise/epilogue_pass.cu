@@ -3,6 +3,7 @@
 #include <limits>
 #include <variant>
 
+#include "device/current_device.h"
 #include "elementwise/epilogue_pass.h"
 #include "elementwise/epilogue_pass_kernel.h"
 #include "elementwise/group_norm.h"
@@ -32,17 +33,6 @@ const PassKernels& kernels_of(const Pass& pass) {
   if (pass.double_precision) return kernels_double(pass.program);
   if (pass.walk.rank > kNarrowDims || !fits_32_bit(pass)) return kernels_large(pass.program);
   return dtype_size(pass.output.dtype) == 2 ? kernels_16_bit(pass.program) : kernels_32_bit(pass.program);
-}
-
-// This copy of the CUDA runtime need not know which device the caller's copy has made current.
-void make_current(int device) {
-  int current = -1;
-  if (cudaGetDevice(&current) == cudaSuccess && current == device) return;
-  const cudaError_t status = cudaSetDevice(device);
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // an error that does not stick is reported once
-  throw CudaError(concat("cudaSetDevice(", device, ") failed: ", cudaGetErrorName(status), ", ",
-                         cudaGetErrorString(status)));
 }
 
 template <typename Parameters>

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "device/chunk.h"
-#include "device/fold_steps.h"
+#include "device/program_steps.h"
 #include "elementwise/pass_kernels.h"
 #include "epiconv/error.h"
 
@@ -26,26 +26,6 @@ inline Pattern pattern_of(const Access& access, const Walk& walk, int word, bool
   for (int d = 0; d < walk.rank - 1; ++d)
     aligned = aligned && access.strides[d] * dtype_size(access.dtype) % bytes == 0;
   return aligned ? Pattern::kWords : Pattern::kScattered;
-}
-
-template <typename Parameters>
-void set_steps(Parameters& parameters, const Pass& pass, const PassPointers& pointers,
-               const PassKernels& kernels) {
-  Step<typename Parameters::T>* const steps = parameters.steps;
-  fill_steps(pass, pointers, steps);
-  const int before_norm = pass.program.num_before_norm;
-  const int behind = static_cast<int>(pass.program.steps.size()) - before_norm;
-  parameters.num_before_norm = before_norm;
-  parameters.num_steps = before_norm + behind;
-  if (kernels.takes_folded_steps) {
-    parameters.num_before_norm = fold_steps(steps, before_norm);
-    std::copy(steps + before_norm, steps + before_norm + behind, steps + parameters.num_before_norm);
-    parameters.num_steps =
-        parameters.num_before_norm + fold_steps(steps + parameters.num_before_norm, behind);
-  }
-  for (int i = 0; i < parameters.num_steps; ++i) {
-    parameters.fetches[i] = static_cast<std::uint8_t>(fetches_of(steps[i]));
-  }
 }
 
 // Everything that does not depend on the pointers of a run.
@@ -69,7 +49,7 @@ Parameters prepare_parameters(const Pass& pass, const PassKernels& kernels, bool
   parameters.output = tensor_ref(pass.output);
   for (int i = 0; i < kNumOperandPlaces; ++i) parameters.operands[i] = tensor_ref(pass.operands[i]);
   parameters.save_input = pass.program.save_input;
-  set_steps(parameters, pass, PassPointers{}, kernels);
+  set_steps(parameters, pass, PassPointers{}, kernels.takes_folded_steps);
   return parameters;
 }
 
@@ -85,7 +65,7 @@ void set_pointers(Parameters& parameters, const Pass& pass, const PassPointers& 
   set(parameters.input, pointers.input);
   set(parameters.output, pointers.output);
   for (int i = 0; i < kNumOperandPlaces; ++i) set(parameters.operands[i], pointers.operands[i]);
-  if (!pass.program.late_numbers.empty()) set_steps(parameters, pass, pointers, kernels);
+  if (!pass.program.late_numbers.empty()) set_steps(parameters, pass, pointers, kernels.takes_folded_steps);
 }
 
 // Calls visitor.operator()<Parameters>() for the type with which the kernels are launched.

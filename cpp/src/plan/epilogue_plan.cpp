@@ -8,43 +8,12 @@
 #include "cpu/epilogue_pass.h"
 #include "elementwise/epilogue_pass.h"
 #include "epiconv/error.h"
+#include "plan/operand_strides.h"
 
 namespace epiconv {
 namespace {
 
 using Extents = std::vector<std::int64_t>;
-
-std::string shape_text(const Extents& extents) {
-  std::string text = "(";
-  for (std::size_t i = 0; i < extents.size(); ++i) text += concat(i ? ", " : "", extents[i]);
-  return text + (extents.size() == 1 ? ",)" : ")");
-}
-
-// Strides of an operand for every dimension of the output, 0 where it is broadcast.
-Extents broadcast_strides(const OperandLayout& operand, const Extents& output, const std::string& name) {
-  const std::size_t rank = operand.extents.size();
-  require(rank == operand.strides.size() && rank <= output.size(), name, " of shape ",
-          shape_text(operand.extents), " does not broadcast against the output ", shape_text(output));
-  Extents strides(output.size(), 0);
-  for (std::size_t i = 0; i < rank; ++i) {
-    const std::size_t d = output.size() - rank + i;
-    require(operand.extents[i] == 1 || operand.extents[i] == output[d], name, " of shape ",
-            shape_text(operand.extents), " does not broadcast against the output ", shape_text(output));
-    if (operand.extents[i] != 1) strides[d] = operand.strides[i];
-  }
-  return strides;
-}
-
-// Strides of a (K,) operand, which runs along the channels.
-Extents channel_strides(const OperandLayout& operand, const Extents& output, const std::string& name) {
-  require(operand.extents.size() == 1 && operand.strides.size() == 1 &&
-              (operand.extents[0] == output[1] || operand.extents[0] == 1),
-          name, " has shape ", shape_text(operand.extents), "; it takes one value per channel, shape (",
-          output[1], ",)");
-  Extents strides(output.size(), 0);
-  if (operand.extents[0] != 1) strides[1] = operand.strides[0];
-  return strides;
-}
 
 // Every tensor of a pass by the dimensions of the output, before the walk is chosen.
 struct Tensors {
@@ -55,23 +24,9 @@ struct Tensors {
 Tensors collect_tensors(const EpilogueProblem& problem, Pass& pass) {
   const Extents& extents = problem.extents;
   Tensors tensors{problem.input_strides, problem.output_strides, {}};
-  const Program& program = problem.program;
-  for (int i = 0; i < program.num_operands(); ++i) {
-    const OperandLayout& operand = problem.operands[i];
-    if (operand.is_number) {
-      require(!program.operand_is_channel(i), "operand b", i, " takes one value per channel, shape (",
-              extents[1], ",), not a 0-d tensor");
-      continue;
-    }
-    const std::string name = concat("operand b", i);
-    pass.operands[i].dtype = operand.dtype;
-    tensors.operands.emplace_back(i, program.operand_is_channel(i)
-                                         ? channel_strides(operand, extents, name)
-                                         : broadcast_strides(operand, extents, name));
-  }
-  if (problem.bias) {
-    pass.operands[kBiasOperand].dtype = problem.bias->dtype;
-    tensors.operands.emplace_back(kBiasOperand, channel_strides(*problem.bias, extents, "bias"));
+  for (PlacedOperand& operand : place_operands(problem.program, extents, problem.bias, problem.operands)) {
+    pass.operands[operand.place].dtype = operand.dtype;
+    tensors.operands.emplace_back(operand.place, std::move(operand.strides));
   }
   if (pass.program.has_group_norm) {
     Extents strides(extents.size(), 0);
@@ -199,18 +154,6 @@ void set_norm(const EpilogueProblem& problem, Pass& pass) {
   affine(program.shift_operand, norm.shift_operand, norm.shift_dtype, norm.shift_stride);
 }
 
-bool computes_in_double(const EpilogueProblem& problem) {
-  if (problem.input_dtype == DType::kFloat64 || problem.output_dtype == DType::kFloat64) return true;
-  for (const OperandLayout& operand : problem.operands) {
-    if (operand.dtype == DType::kFloat64 && !operand.extents.empty()) return true;
-  }
-  for (const Statement& statement : problem.program.statements()) {
-    if (statement.op == Opcode::kCast && statement.arguments[1].index == static_cast<int>(DType::kFloat64))
-      return true;
-  }
-  return false;
-}
-
 std::int64_t traffic(const EpilogueProblem& problem, bool has_group_norm) {
   const auto product = [](const Extents& extents) {
     return std::accumulate(extents.begin(), extents.end(), std::int64_t{1},
@@ -238,16 +181,14 @@ void check(const EpilogueProblem& problem) {
   for (const DType dtype : {problem.input_dtype, problem.output_dtype}) {
     require(is_floating(dtype), "an epilogue runs over floating tensors, not over ", dtype_name(dtype));
   }
-  require(static_cast<int>(problem.operands.size()) == problem.program.num_operands(), "the program '",
-          problem.program.text(), "' needs ", problem.program.num_operands(), " operands, got ",
-          problem.operands.size());
 }
 
 Pass make_pass(const EpilogueProblem& problem) {
   check(problem);
   check_no_overlap(problem);
   Pass pass;
-  pass.double_precision = computes_in_double(problem);
+  pass.double_precision =
+      computes_in_double(problem.program, problem.input_dtype, problem.output_dtype, problem.operands);
   LoweringOptions options;
   options.has_bias = problem.bias.has_value();
   options.divide_by_reciprocal = problem.on_cuda;

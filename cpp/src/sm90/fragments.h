@@ -1,5 +1,6 @@
-// Where the values of a warp's accumulators go: through the warp's own staging memory, kPiecePixels pixels at
-// a time, to lanes that store them side by side. Index arithmetic only, shared with the host model.
+// Where the values of a warp's accumulators go: the program runs on them where they are, then they pass
+// through the warp's own staging memory, kPiecePixels pixels at a time, to lanes that store them side by
+// side. Index arithmetic only, shared with the host model.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +15,6 @@ inline constexpr int kWarpFilters = 16;
 inline constexpr int kPiecePixels = 32;
 inline constexpr int kPieces = kTilePixels / kPiecePixels;
 inline constexpr int kPieceAccumulators = kAccumulators / kPieces;
-inline constexpr int kChunkFilters = 8;  // that a lane computes the epilogue of at a time, of one pixel
-inline constexpr int kChunks = kWarpFilters * kPiecePixels / (32 * kChunkFilters);  // of a lane in a piece
 
 // The filter (of the warp's) and the position that a lane's accumulator i holds. (PTX ISA, "Register
 // Fragments and Shared Memory Matrix Layouts", matrix D of wgmma.mma_async)
@@ -26,24 +25,40 @@ EPICONV_HOST_DEVICE std::int32_t accumulator_position(std::int32_t lane, std::in
   return 8 * (i / 4) + 2 * (lane % 4) + i % 2;
 }
 
-// How a piece lies in staging memory, in floats: pixels side by side for an output whose pixels are, filters
-// side by side for channels_last. Neither writing nor reading meets a bank twice, but for channels_last
-// reads.
-inline constexpr int kPixelPitch = kPiecePixels + 8;   // from filter to filter
-inline constexpr int kFilterPitch = kWarpFilters + 4;  // from pixel to pixel
-static_assert(kWarpFilters * kPixelPitch * 4 <= kWarpStagingBytes);
-static_assert(kPiecePixels * kFilterPitch * 4 <= kWarpStagingBytes);
-
-EPICONV_HOST_DEVICE std::int32_t staging_index(bool channels_last, std::int32_t filter, std::int32_t pixel) {
-  return channels_last ? pixel * kFilterPitch + filter : filter * kPixelPitch + pixel;
+// Where the output element of a filter and a pixel of a piece lies in staging memory, in bytes; elements have
+// `size` bytes, 4 or 2. Pixels lie side by side, or, for channels_last, filters. The distance between rows
+// keeps 16-byte pieces aligned and lets no two lanes write the same bank.
+EPICONV_HOST_DEVICE std::int32_t staging_pitch(bool channels_last, std::int32_t size) {
+  return channels_last ? kWarpFilters * size + 16 : kPiecePixels * size + 8 * size;
 }
-
-// Chunk number `chunk` of a lane: its pixel in the piece and its first filter of the warp's.
-EPICONV_HOST_DEVICE std::int32_t chunk_pixel(bool channels_last, std::int32_t lane, std::int32_t chunk) {
-  return channels_last ? lane / 2 + 16 * chunk : lane;
+EPICONV_HOST_DEVICE std::int32_t staging_offset(bool channels_last, std::int32_t size, std::int32_t filter,
+                                                std::int32_t pixel) {
+  const std::int32_t pitch = staging_pitch(channels_last, size);
+  return channels_last ? pixel * pitch + filter * size : filter * pitch + pixel * size;
 }
-EPICONV_HOST_DEVICE std::int32_t chunk_filter(bool channels_last, std::int32_t lane, std::int32_t chunk) {
-  return kChunkFilters * (channels_last ? lane % 2 : chunk);
+static_assert(kPiecePixels * (kWarpFilters * 4 + 16) <= kPieceStagingBytes);
+static_assert(kWarpFilters * (kPiecePixels + 8) * 4 <= kPieceStagingBytes);
+
+// What a lane stores at its turn number `turn`: `width` elements that lie side by side in the output, the
+// first of which is this one.
+struct StoredElements {
+  std::int32_t filter, pixel;
+
+  // width filters of a pixel, for channels_last
+  EPICONV_HOST_DEVICE static StoredElements filters(std::int32_t width, std::int32_t lane,
+                                                    std::int32_t turn) {
+    const std::int32_t lanes = kWarpFilters / width;  // that share a pixel
+    return {lane % lanes * width, lane / lanes + 32 / lanes * turn};
+  }
+  // width pixels of a filter
+  EPICONV_HOST_DEVICE static StoredElements pixels(std::int32_t width, std::int32_t lane, std::int32_t turn) {
+    const std::int32_t lanes = kPiecePixels / width;  // that share a filter
+    return {lane / lanes + 32 / lanes * turn, lane % lanes * width};
+  }
+};
+// Turns that it takes to store a piece.
+EPICONV_HOST_DEVICE constexpr std::int32_t stored_turns(std::int32_t width) {
+  return kWarpFilters * kPiecePixels / (32 * width);
 }
 
 }  // namespace epiconv::sm90

@@ -25,17 +25,18 @@ struct Choice {
 };
 
 void set_channels(const HaloProblem& problem, HaloGeometry& g) {
-  const int bytes = problem.channels * problem.element_bytes;
+  const std::int64_t bytes = std::int64_t{problem.channels} * problem.element_bytes;
   g.element_bytes = problem.element_bytes;
   g.row_bytes = bytes <= 32 ? 32 : bytes <= 64 ? 64 : 128;
   g.channel_blocks = static_cast<int>(ceil_div(bytes, g.row_bytes));
-  g.last_steps = static_cast<int>(ceil_div(bytes - (g.channel_blocks - 1) * g.row_bytes, kStepBytes));
+  g.last_steps =
+      static_cast<int>(ceil_div(bytes - std::int64_t{g.channel_blocks - 1} * g.row_bytes, kStepBytes));
 }
 
 void set_filters(const HaloProblem& problem, HaloGeometry& g) {
   const int groups = static_cast<int>(ceil_div(problem.filters, kGroupFilters));
   g.sharers = groups % 2 == 0 ? 2 : 1;
-  g.filter_tiles = groups / g.sharers;
+  g.filter_tiles = Divisor(static_cast<std::uint32_t>(groups / g.sharers));
 }
 
 // False where no such raster can be.
@@ -44,7 +45,7 @@ bool set_raster(const HaloProblem& problem, const Choice& choice, HaloGeometry& 
   g.group_s = choice.group_s;
   g.groups_r = static_cast<int>(ceil_div(problem.taps_r, choice.group_r));
   g.groups_s = static_cast<int>(ceil_div(problem.taps_s, choice.group_s));
-  g.strips = choice.strips;
+  g.strips = Divisor(static_cast<std::uint32_t>(choice.strips));
   g.strip_width = static_cast<int>(ceil_div(problem.out_width, choice.strips));
   const std::int64_t halo_w = std::int64_t{choice.group_s - 1} * problem.dilation_w;
   const std::int64_t halo_h = std::int64_t{choice.group_r - 1} * problem.dilation_h;
@@ -52,20 +53,33 @@ bool set_raster(const HaloProblem& problem, const Choice& choice, HaloGeometry& 
   const std::int64_t pitch = round_up(g.strip_width + halo_w, 128 / g.row_bytes);
   if (pitch > kMaxPitch || halo_h >= kMaxBoxRows) return false;
   g.pitch = Divisor(static_cast<std::uint32_t>(pitch));
+  g.pair_pitch = Divisor(static_cast<std::uint32_t>(pitch / 2 + 1));
   const std::int64_t image_rows = problem.out_height + halo_h;
   const std::int64_t last_image = choice.stacked ? (problem.batch - 1) * image_rows : 0;
   const std::int64_t positions = (last_image + problem.out_height - 1) * pitch + g.strip_width;
-  if (positions + kTilePixels > kMaxInt) return false;
+  if (positions + kTilePixels + kMaxBoxRows * pitch > kMaxInt) return false;
+  const std::int64_t rows =
+      positions / pitch + kMaxBoxRows + std::int64_t{problem.taps_r - 1} * problem.dilation_h;
+  if (rows > kMaxInt) return false;
   g.images_per_raster = choice.stacked ? problem.batch : 1;
   g.rasters = choice.stacked ? 1 : problem.batch;
+  g.stacked = choice.stacked;
+  g.step_rows = static_cast<int>(kTilePixels / pitch);
+  g.step_offset = static_cast<int>(kTilePixels % pitch);
   g.image_rows = Divisor(static_cast<std::uint32_t>(choice.stacked ? image_rows : kMaxInt));
-  g.runs = static_cast<int>(ceil_div(positions, kTilePixels));
+  const std::int64_t runs = ceil_div(positions, kTilePixels);
+  g.last_row = static_cast<int>((runs - 1) * kTilePixels / pitch);
+  g.last_offset = static_cast<int>((runs - 1) * kTilePixels % pitch);
+  g.runs = Divisor(static_cast<std::uint32_t>(runs));
   // Runs begin at multiples of this in a virtual row.
   const std::int64_t grain = std::gcd(pitch, std::int64_t{kTilePixels});
-  const std::int64_t last_offset = g.runs == 1 ? 0 : pitch - grain;
-  g.box_rows = static_cast<int>((last_offset + kTilePixels - 1) / pitch + 1 + halo_h);
-  g.tiles = std::int64_t{g.filter_tiles} * g.runs * g.strips * g.rasters;
-  return g.box_rows <= kMaxBoxRows;
+  const std::int64_t most_offset = runs == 1 ? 0 : pitch - grain;
+  g.run_rows = static_cast<int>((most_offset + kTilePixels - 1) / pitch + 1);
+  g.box_rows = static_cast<int>(g.run_rows + halo_h);
+  const double tiles = 1.0 * g.filter_tiles.divisor * runs * choice.strips * g.rasters;
+  if (tiles > kMaxInt || g.box_rows > kMaxBoxRows) return false;
+  g.tiles = static_cast<int>(tiles);
+  return true;
 }
 
 // False where it does not fit.
@@ -73,11 +87,11 @@ bool set_shared_memory(const HaloProblem& problem, HaloGeometry& g) {
   g.stage_bytes = kGroupFilters * g.row_bytes;
   const std::int64_t rows = std::int64_t{g.box_rows} * g.pitch.divisor;
   const std::int64_t slot = round_up(rows * g.row_bytes, kSwizzleAtom);
-  const int tables = problem.gathered ? 2 * g.table_bytes() : 0;
-  const std::int64_t room = kSharedLimit - kBarrierBytes - kStagingBytes - round_up(tables, 128);
+  const int tables = problem.gathered ? kBoxTables * g.table_bytes() : 0;
+  const std::int64_t room =
+      kSharedLimit - kBarrierBytes - kStagingBytes - 2 * kTileMemoryBytes - round_up(tables, 128);
   // Dropped columns read behind the last slot; what lies there is read and not used.
-  const std::int64_t all_taps =
-      std::int64_t{g.channel_blocks} * g.taps_r * g.taps_s * g.sharers * g.filter_tiles;
+  const std::int64_t all_taps = std::int64_t{g.channel_blocks} * g.taps_r * g.taps_s * g.filter_groups();
   const auto stages_beside = [&](std::int64_t slots) { return (room - slots * slot) / g.stage_bytes; };
   if (2 * slot > room || stages_beside(2) < std::min<std::int64_t>(kMinStages, all_taps)) return false;
   g.slot_bytes = static_cast<int>(slot);
@@ -88,7 +102,8 @@ bool set_shared_memory(const HaloProblem& problem, HaloGeometry& g) {
   g.num_stages = static_cast<int>(
       g.weights_stay ? all_taps : std::min<std::int64_t>(kMaxWeightStages, stages_beside(g.num_slots)));
   g.staging_offset = g.weights_offset() + g.num_stages * g.stage_bytes;
-  g.table_offset = g.staging_offset + kStagingBytes;
+  g.tile_memory_offset = g.staging_offset + kStagingBytes;
+  g.table_offset = g.tile_memory_offset + 2 * kTileMemoryBytes;
   g.barrier_offset = g.table_offset + static_cast<int>(round_up(tables, 128));
   g.shared_bytes = g.barrier_offset + kBarrierBytes;
   return true;
@@ -151,13 +166,15 @@ HaloPlan plan_halo(const HaloProblem& problem) {
     for (int groups_s = 1; groups_s <= problem.taps_s; ++groups_s) {
       const int group_s = static_cast<int>(ceil_div(problem.taps_s, groups_s));
       if (ceil_div(problem.taps_s, group_s) != groups_s) continue;
-      const int most_strips = std::min<int>(problem.out_width, 4 + static_cast<int>(problem.out_width / 16));
-      for (int strips = 1; strips <= most_strips; ++strips) {
+      const int most_strips = std::min<int>(problem.out_width, 4 + problem.out_width / 16);
+      for (int width = std::min(problem.out_width, kMaxPitch); width >= 1; --width) {
+        const int strips = static_cast<int>(ceil_div(problem.out_width, width));
+        if (strips > most_strips) break;
+        if (ceil_div(problem.out_width, strips) != width) continue;
         consider({group_r, group_s, strips, false});
         if (problem.batch > 1) consider({group_r, group_s, strips, true});
       }
     }
-    if (groups_r >= 64) break;
   }
   if (least == std::numeric_limits<double>::infinity()) {
     best.why_not = "no tile of this convolution fits the card's shared memory";

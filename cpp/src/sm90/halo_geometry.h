@@ -32,9 +32,14 @@ inline constexpr int kStepBytes = 32;        // of a row, that one wgmma multipl
 inline constexpr int kSwizzleAtom = 1024;    // bytes after which a swizzle repeats
 inline constexpr int kSharedLimit = 232448;  // bytes of dynamic shared memory that a block may have
 inline constexpr int kBarrierBytes = 1024;
-inline constexpr int kConsumerWarps = 8;  // of two warpgroups
-inline constexpr int kWarpStagingBytes = 2560;
+inline constexpr int kBoxTables = 3;           // of the gather producer
+inline constexpr int kConsumerWarps = 8;       // of two warpgroups
+inline constexpr int kNumFilterOperands = 16;  // as many as there are places for operands
+inline constexpr int kPieceStagingBytes = 2560;
+inline constexpr int kWarpStagingBytes = 2 * kPieceStagingBytes;  // one is filled while the other is stored
 inline constexpr int kStagingBytes = kConsumerWarps * kWarpStagingBytes;
+// Of a consumer: offsets of positions in the output, and operands of filters (store.h).
+inline constexpr int kTileMemoryBytes = kTilePixels * 4 + kNumFilterOperands * kGroupFilters * 4 + 64;
 
 struct HaloProblem {
   std::int32_t batch, channels, height, width;
@@ -62,29 +67,42 @@ struct HaloGeometry {
   std::int32_t groups_r, groups_s;  // how many groups
 
   std::int32_t strip_width;  // output columns
-  std::int32_t strips;
+  Divisor strips;
   Divisor pitch;
+  Divisor pair_pitch;  // pairs of pixels that a row of the box touches, at most
   Divisor image_rows;  // virtual rows from one image of a raster to the next
   std::int32_t images_per_raster;
   std::int32_t rasters;
-  std::int32_t runs;      // tiles along a raster
-  std::int32_t box_rows;  // of a slot, at most
+  bool stacked;                         // several images in a raster
+  std::int32_t run_rows;                // virtual rows that a run touches, at most
+  std::int32_t last_row, last_offset;   // first row and offset of a raster's last run
+  std::int32_t step_rows, step_offset;  // from the begin of one run to the next: rows, and positions besides
+  Divisor runs;                         // tiles along a raster
+  std::int32_t box_rows;                // of a slot, at most
 
-  std::int32_t sharers;       // warpgroups that compute from a slot: 2 with 64 filters each, or 1
-  std::int32_t filter_tiles;  // of sharers * kGroupFilters filters
-  std::int64_t tiles;
+  std::int32_t sharers;  // warpgroups that compute from a slot: 2 with 64 filters each, or 1
+  Divisor filter_tiles;  // of sharers * kGroupFilters filters
+  std::int32_t tiles;
 
-  // Shared memory, in this order: slots, weight stages, staging, tables, barriers.
+  // Shared memory, in this order: slots, weight stages, staging, tile memory, tables, barriers.
   std::int32_t slot_bytes, num_slots;
   std::int32_t stage_bytes, num_stages;  // a stage holds one tap's weights for kGroupFilters filters
   bool weights_stay;                     // all weights have a stage of their own and are loaded once
-  std::int32_t staging_offset, table_offset, barrier_offset;
+  std::int32_t staging_offset, tile_memory_offset, table_offset, barrier_offset;
   std::int32_t shared_bytes;
 
   EPICONV_HOST_DEVICE std::int32_t units() const { return channel_blocks * groups_r * groups_s; }
+  // Of a raster's virtual row.
+  EPICONV_HOST_DEVICE std::int32_t image_of(std::int32_t row) const {
+    return stacked ? image_rows.quotient(row) : 0;
+  }
+  // Of a filter, over all blocks of channels.
+  EPICONV_HOST_DEVICE std::int32_t taps() const { return channel_blocks * taps_r * taps_s; }
   EPICONV_HOST_DEVICE std::int32_t weights_offset() const { return num_slots * slot_bytes; }
   EPICONV_HOST_DEVICE std::int32_t table_bytes() const { return box_rows * 8 + kMaxPitch * 4; }
-  EPICONV_HOST_DEVICE std::int32_t filter_groups() const { return sharers * filter_tiles; }
+  EPICONV_HOST_DEVICE std::int32_t filter_groups() const {
+    return sharers * static_cast<std::int32_t>(filter_tiles.divisor);
+  }
 };
 
 // A tile, and what the positions of its run are.
@@ -94,17 +112,42 @@ struct Tile {
   std::int32_t offset;     // of the first position in that row
 
   // Consecutive tiles: first the filters of one run, then the runs of one raster.
-  EPICONV_HOST_DEVICE static Tile of(const HaloGeometry& g, std::int64_t index) {
+  EPICONV_HOST_DEVICE static Tile of(const HaloGeometry& g, std::int32_t index) {
+    const auto remainder = [](std::int32_t value, std::int32_t quotient, const Divisor& by) {
+      return value - quotient * static_cast<std::int32_t>(by.divisor);
+    };
     Tile tile;
-    std::int64_t rest = index / g.filter_tiles;
-    tile.filter_tile = static_cast<std::int32_t>(index - rest * g.filter_tiles);
-    const std::int64_t strip = rest / g.runs;
-    const auto run = static_cast<std::int32_t>(rest - strip * g.runs);
-    tile.raster = static_cast<std::int32_t>(strip / g.strips);
-    tile.strip = static_cast<std::int32_t>(strip - static_cast<std::int64_t>(tile.raster) * g.strips);
+    const std::int32_t pixels = g.filter_tiles.quotient(index);
+    tile.filter_tile = remainder(index, pixels, g.filter_tiles);
+    const std::int32_t strip = g.runs.quotient(pixels);
+    const std::int32_t run = remainder(pixels, strip, g.runs);
+    tile.raster = g.strips.quotient(strip);
+    tile.strip = remainder(strip, tile.raster, g.strips);
     tile.first_row = g.pitch.quotient(run * kTilePixels);
     tile.offset = run * kTilePixels - tile.first_row * static_cast<std::int32_t>(g.pitch.divisor);
     return tile;
+  }
+
+  // The next one, without a division: those are products of 64 bits, which slow the tensor cores down.
+  EPICONV_HOST_DEVICE void advance(const HaloGeometry& g) {
+    if (++filter_tile < static_cast<std::int32_t>(g.filter_tiles.divisor)) return;
+    filter_tile = 0;
+    first_row += g.step_rows;
+    offset += g.step_offset;
+    if (offset >= static_cast<std::int32_t>(g.pitch.divisor)) {
+      offset -= static_cast<std::int32_t>(g.pitch.divisor);
+      ++first_row;
+    }
+    if (first_row < g.last_row || (first_row == g.last_row && offset <= g.last_offset)) return;
+    first_row = offset = 0;
+    if (++strip < static_cast<std::int32_t>(g.strips.divisor)) return;
+    strip = 0;
+    ++raster;
+  }
+
+  // The image of the first position.
+  EPICONV_HOST_DEVICE std::int32_t image(const HaloGeometry& g) const {
+    return raster * g.images_per_raster + g.image_of(first_row);
   }
 
   // Input rows that the box of a group of `group_r` tap rows has.
@@ -117,13 +160,14 @@ struct Tile {
 struct Unit {
   std::int32_t channel_block, group_r, group_s;
 
-  EPICONV_HOST_DEVICE static Unit of(const HaloGeometry& g, std::int32_t index) {
-    Unit unit;
-    const std::int32_t rest = index / g.groups_s;
-    unit.group_s = index - rest * g.groups_s;
-    unit.channel_block = rest / g.groups_r;
-    unit.group_r = rest - unit.channel_block * g.groups_r;
-    return unit;
+  // The units of a tile, in order.
+  EPICONV_HOST_DEVICE static Unit first() { return {0, 0, 0}; }
+  EPICONV_HOST_DEVICE void advance(const HaloGeometry& g) {
+    if (++group_s < g.groups_s) return;
+    group_s = 0;
+    if (++group_r < g.groups_r) return;
+    group_r = 0;
+    ++channel_block;
   }
 
   // Taps of this group, which is smaller where the filter ends.
@@ -151,7 +195,7 @@ struct Pixel {
     const std::int32_t linear = tile.offset + position;
     const std::int32_t row = g.pitch.quotient(linear);
     const std::int32_t column = linear - row * static_cast<std::int32_t>(g.pitch.divisor);
-    const std::int32_t image = g.image_rows.quotient(tile.first_row + row);
+    const std::int32_t image = g.image_of(tile.first_row + row);
     pixel.n = tile.raster * g.images_per_raster + image;
     pixel.p = tile.first_row + row - image * static_cast<std::int32_t>(g.image_rows.divisor);
     pixel.q = tile.strip * g.strip_width + column;
@@ -169,7 +213,7 @@ struct BoxRow {
   EPICONV_HOST_DEVICE static BoxRow of(const HaloGeometry& g, const Tile& tile, const Unit& unit,
                                        std::int32_t y) {
     const std::int32_t row = tile.first_row + y;
-    const std::int32_t image = g.image_rows.quotient(row);
+    const std::int32_t image = g.image_of(row);
     return {tile.raster * g.images_per_raster + image,
             row - image * static_cast<std::int32_t>(g.image_rows.divisor) +
                 unit.group_r * g.group_r * g.dilation_h - g.pad_top};
@@ -196,15 +240,8 @@ EPICONV_HOST_DEVICE std::uint32_t swizzled(std::uint32_t address, std::int32_t r
 // Packed weights: [filter group][unit][tap of the group][filter of the group][channels of the block], each
 // tap of stage_bytes, swizzled as it lies in its stage. Offsets in bytes.
 EPICONV_HOST_DEVICE std::int64_t packed_group_bytes(const HaloGeometry& g) {
-  return static_cast<std::int64_t>(g.channel_blocks) * g.taps_r * g.taps_s * g.stage_bytes;
+  return static_cast<std::int64_t>(g.taps()) * g.stage_bytes;
 }
-// Taps of one filter group before a unit.
-EPICONV_HOST_DEVICE std::int32_t taps_before(const HaloGeometry& g, const Unit& unit) {
-  const std::int32_t rows_before = unit.group_r * g.group_r;
-  return unit.channel_block * g.taps_r * g.taps_s + rows_before * g.taps_s +
-         unit.group_s * g.group_s * unit.rows(g);
-}
-
 // Tap number `index` of a filter group in packed weights, counted over all blocks of channels.
 struct PackedTap {
   std::int32_t channel_block, r, s;

@@ -1,0 +1,88 @@
+// ConvPlan: a convolution with its epilogue in one kernel, for tensors of one form; or the reason why there
+// is no such kernel.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "epiconv/conv_problem.h"
+#include "epiconv/epilogue_plan.h"
+#include "epiconv/export.h"
+
+namespace epiconv {
+
+// What the tensor cores multiply; they add in float32.
+enum class ConvMath : std::uint8_t { kTf32, kBf16, kFp16 };
+
+// What lies around the input. As torch.nn.functional.pad, which pads by at most one extent.
+enum class PaddingMode : std::uint8_t { kZeros, kReflect, kReplicate, kCircular };
+
+struct ConvPlanProblem {
+  ConvProblem conv;
+  ConvMath math = ConvMath::kTf32;
+  DType input_dtype = DType::kFloat32;
+  Extents input_strides;    // (N, C, spatial…), in elements
+  int input_alignment = 1;  // bytes that divide every address of the input that the plan will be run with
+  PaddingMode padding_mode = PaddingMode::kZeros;
+  Program program;
+  std::optional<OperandLayout> bias;  // added before the program
+  std::vector<OperandLayout> operands;
+  DType output_dtype = DType::kFloat32;
+  Extents output_strides;
+};
+
+struct ConvPointers {
+  const void* input = nullptr;
+  const void* weights = nullptr;  // packed for this plan, aligned to 128 bytes
+  void* output = nullptr;
+  const void* bias = nullptr;
+  std::span<const void* const> operands;  // nullptr for numbers
+  std::span<const double> numbers;        // one per operand, read for numbers
+  int device = 0;                         // the current CUDA device
+  void* stream = nullptr;                 // a cudaStream_t of that device
+};
+
+// A weight as its owner has it.
+struct WeightSource {
+  const void* data = nullptr;
+  DType dtype = DType::kFloat32;
+  Extents strides;  // (K, C, spatial…), in elements
+};
+
+class EPICONV_API ConvPlan {
+ public:
+  // nullopt, with a sentence in `why_not`, where no kernel computes it. Throws InvalidArgument when shapes do
+  // not fit.
+  static std::optional<ConvPlan> make(const ConvPlanProblem& problem, std::string& why_not);
+  ~ConvPlan();
+  ConvPlan(ConvPlan&&) noexcept;
+  ConvPlan& operator=(ConvPlan&&) noexcept;
+
+  // What runs: "fprop_sm90_tf32_tma_f32_static".
+  const std::string& kernel() const;
+  // Whether the epilogue costs next to nothing beside the convolution. Where it does not, a pass of its own
+  // behind another convolution is faster.
+  bool hides_epilogue() const;
+  // Weights packed for one plan serve every plan with the same format.
+  const std::string& weight_format() const;
+  std::size_t packed_bytes() const;
+
+  // Both are asynchronous, and safe to call from several threads. `packed` is aligned to 128 bytes.
+  void pack(const WeightSource& weight, void* packed, int device, void* stream) const;
+  void run(const ConvPointers& pointers) const;
+
+ private:
+  struct State;
+  explicit ConvPlan(std::unique_ptr<const State> state);
+  std::unique_ptr<const State> state_;
+};
+
+// Why this build has no convolution kernels for a card of that compute capability, "" if it has.
+EPICONV_API std::string why_no_conv_kernels(int major, int minor);
+
+}  // namespace epiconv

@@ -1,0 +1,17 @@
+// What keeps the compiler from moving code.
+#pragma once
+
+namespace epiconv::ptx {
+
+// The value is computed at this place, and on no other path.
+__device__ __forceinline__ void keep_here(float& value) { asm volatile("" : "+f"(value)); }
+
+// PTX ISA 10 "%laneid", read at this place: what is computed from it is not kept in registers from one loop
+// to the next, as all that follows from threadIdx may be.
+__device__ __forceinline__ int lane_here() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+
+}  // namespace epiconv::ptx

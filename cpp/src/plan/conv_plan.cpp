@@ -1,0 +1,229 @@
+#include "epiconv/conv_plan.h"
+
+#include <algorithm>
+#include <limits>
+#include <string_view>
+#include <utility>
+
+#include "epiconv/error.h"
+#include "plan/operand_strides.h"
+#include "sm90/fprop.h"
+
+namespace epiconv {
+namespace {
+
+constexpr std::int64_t kMaxInt = std::numeric_limits<std::int32_t>::max();
+
+std::string_view name_of(ConvMath math) {
+  return math == ConvMath::kTf32 ? "tf32" : math == ConvMath::kBf16 ? "bf16" : "fp16";
+}
+
+bool multiplies(ConvMath math, DType input) {
+  if (input == DType::kFloat32) return true;
+  return input == (math == ConvMath::kBf16 ? DType::kBFloat16 : DType::kFloat16) && math != ConvMath::kTf32;
+}
+
+bool all_are(const Extents& values, std::int64_t wanted) {
+  return std::all_of(values.begin(), values.end(), [&](std::int64_t value) { return value == wanted; });
+}
+
+// What no kernel computes.
+std::string why_not_this_convolution(const ConvPlanProblem& problem) {
+  const ConvProblem& conv = problem.conv;
+  if (conv.spatial_rank() != 2) {
+    return concat("the kernel convolves over two dimensions, and this convolution has ", conv.spatial_rank());
+  }
+  if (conv.transposed()) return "the kernel computes no transposed convolutions";
+  if (!all_are(conv.stride(), 1)) return "the kernel has stride 1 only";
+  if (conv.groups() != 1) return concat("the kernel has one group only, and there are ", conv.groups());
+  if (!multiplies(problem.math, problem.input_dtype)) {
+    return concat("the kernel multiplies no ", dtype_name(problem.input_dtype), " in ",
+                  name_of(problem.math));
+  }
+  if (conv.C() == 0 || conv.gemm_m() == 0) return "there is nothing to compute";
+  return "";
+}
+
+// Index arithmetic beside the tensor cores is of 32 bits.
+std::string why_not_of_32_bits(const ConvPlanProblem& problem, const std::vector<PlacedOperand>& operands) {
+  const auto fits = [](const Extents& values, std::int64_t most) {
+    return std::all_of(values.begin(), values.end(), [&](std::int64_t value) { return value <= most; });
+  };
+  const ConvProblem& conv = problem.conv;
+  const std::int64_t reach = (conv.input()[3] - 1) * problem.input_strides[3];
+  bool all = fits(conv.input(), kMaxInt / 512) && fits(conv.weight(), kMaxInt / 512) &&
+             fits(conv.output(), kMaxInt / 512) && fits(conv.dilation(), kMaxInt / 512) &&
+             fits(conv.padding_begin(), kMaxInt / 512) && fits(problem.output_strides, kMaxInt) &&
+             reach <= kMaxInt;
+  for (const PlacedOperand& operand : operands) all = all && fits(operand.strides, kMaxInt);
+  return all ? "" : "an extent or a stride is too large for the kernel's 32-bit index arithmetic";
+}
+
+// Whether the copy engine can load the input.
+bool loads_by_tma(const ConvPlanProblem& problem) {
+  const Extents& extents = problem.conv.input();
+  const Extents& strides = problem.input_strides;
+  const int size = dtype_size(problem.input_dtype);
+  const bool converts = problem.input_dtype == DType::kFloat32 && problem.math != ConvMath::kTf32;
+  if (converts || problem.padding_mode != PaddingMode::kZeros || problem.input_alignment % 16 != 0)
+    return false;
+  if (extents[1] > 1 && strides[1] != 1) return false;
+  for (const int d : {0, 2, 3}) {
+    if (extents[d] > 1 && (strides[d] <= 0 || strides[d] * size % 16 != 0)) return false;
+  }
+  return true;
+}
+
+sm90::HaloProblem halo_problem(const ConvPlanProblem& problem, bool gathered) {
+  const ConvProblem& conv = problem.conv;
+  const auto narrow = [](std::int64_t value) { return static_cast<std::int32_t>(value); };
+  return {narrow(conv.N()),
+          narrow(conv.C()),
+          narrow(conv.input()[2]),
+          narrow(conv.input()[3]),
+          narrow(conv.K()),
+          narrow(conv.weight()[2]),
+          narrow(conv.weight()[3]),
+          narrow(conv.dilation()[0]),
+          narrow(conv.dilation()[1]),
+          narrow(conv.padding_begin()[0]),
+          narrow(conv.padding_begin()[1]),
+          narrow(conv.output()[2]),
+          narrow(conv.output()[3]),
+          problem.math == ConvMath::kTf32 ? 4 : 2,
+          gathered};
+}
+
+// Whether offsets from the begin of a tile's first image to the end of its last fit 32 bits.
+bool offsets_fit(const sm90::HaloGeometry& g, const Extents& strides) {
+  const std::int64_t image_positions = std::int64_t{g.image_rows.divisor} * g.pitch.divisor;
+  const std::int64_t images = sm90::kTilePixels / image_positions + 1;  // behind the first
+  return images * strides[0] + g.out_height * strides[2] + g.out_width * strides[3] <= kMaxInt;
+}
+
+sm90::TensorLayout tensor_layout(DType dtype, const Extents& strides) {
+  sm90::TensorLayout layout{dtype, {}};
+  std::copy(strides.begin(), strides.end(), layout.strides);
+  return layout;
+}
+
+void check(const ConvPlanProblem& problem) {
+  const std::size_t rank = problem.conv.input().size();
+  require(problem.input_strides.size() == rank && problem.output_strides.size() == rank,
+          "input and output have ", rank, " dimensions and need one stride for each");
+  require(is_floating(problem.input_dtype) && is_floating(problem.output_dtype),
+          "a convolution takes floating tensors, not ", dtype_name(problem.input_dtype), " and ",
+          dtype_name(problem.output_dtype));
+}
+
+}  // namespace
+
+struct ConvPlan::State {
+  sm90::FpropProblem problem;
+  std::unique_ptr<const sm90::Fprop> fprop;
+  std::string weight_format;
+  std::vector<bool> operand_is_number;
+};
+
+std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& problem, std::string& why_not) {
+  check(problem);
+  why_not = why_no_conv_kernels(9, 0);
+  if (why_not.empty()) why_not = why_not_this_convolution(problem);
+  if (!why_not.empty()) return std::nullopt;
+  const std::vector<PlacedOperand> operands =
+      place_operands(problem.program, problem.conv.output(), problem.bias, problem.operands);
+  why_not = why_not_of_32_bits(problem, operands);
+  if (computes_in_double(problem.program, problem.input_dtype, problem.output_dtype, problem.operands)) {
+    why_not = "the kernel computes its epilogue in float32, and this one is in float64";
+  }
+  if (!why_not.empty()) return std::nullopt;
+
+  auto state = std::make_unique<State>();
+  LoweringOptions options;
+  options.has_bias = problem.bias.has_value();
+  options.divide_by_reciprocal = true;
+  for (const OperandLayout& operand : problem.operands) {
+    options.operand_is_number.push_back(operand.is_number);
+    state->operand_is_number.push_back(operand.is_number);
+  }
+  sm90::FpropProblem& fprop = state->problem;
+  fprop.program = lower(problem.program, options);
+  if (fprop.program.has_group_norm) {
+    why_not = "the kernel stores each value once, and a GroupNorm needs all of a sample's before";
+    return std::nullopt;
+  }
+  fprop.gathered = !loads_by_tma(problem);
+  const sm90::HaloPlan halo = sm90::plan_halo(halo_problem(problem, fprop.gathered));
+  why_not = halo.why_not;
+  if (!why_not.empty()) return std::nullopt;
+  const sm90::HaloGeometry& g = fprop.geometry = halo.geometry;
+  if (!offsets_fit(g, problem.output_strides)) {
+    why_not = "an image of the output is too large for the kernel's 32-bit index arithmetic";
+    return std::nullopt;
+  }
+  fprop.math = problem.math;
+  fprop.padding_mode = problem.padding_mode;
+  fprop.input = tensor_layout(problem.input_dtype, problem.input_strides);
+  fprop.output = tensor_layout(problem.output_dtype, problem.output_strides);
+  for (const PlacedOperand& operand : operands) {
+    fprop.operands[operand.place] = tensor_layout(operand.dtype, operand.strides);
+    fprop.is_used[operand.place] = true;
+  }
+  state->weight_format = concat(name_of(problem.math), "/", g.row_bytes, "/", g.group_r, "x", g.group_s);
+  state->fprop = std::make_unique<const sm90::Fprop>(fprop);
+  return ConvPlan(std::move(state));
+}
+
+ConvPlan::ConvPlan(std::unique_ptr<const State> state) : state_(std::move(state)) {}
+ConvPlan::~ConvPlan() = default;
+ConvPlan::ConvPlan(ConvPlan&&) noexcept = default;
+ConvPlan& ConvPlan::operator=(ConvPlan&&) noexcept = default;
+
+const std::string& ConvPlan::kernel() const { return state_->fprop->kernel(); }
+bool ConvPlan::hides_epilogue() const { return state_->fprop->hides_epilogue(); }
+const std::string& ConvPlan::weight_format() const { return state_->weight_format; }
+
+std::size_t ConvPlan::packed_bytes() const {
+  const sm90::HaloGeometry& g = state_->problem.geometry;
+  return static_cast<std::size_t>(g.filter_groups() * packed_group_bytes(g));
+}
+
+void ConvPlan::pack(const WeightSource& weight, void* packed, int device, void* stream) const {
+  require(weight.strides.size() == 4, "a weight of ", weight.strides.size(),
+          " dimensions; the plan's has four, (K, C, R, S)");
+  sm90::pack_weights(state_->problem.geometry, state_->problem.math, weight.data,
+                     tensor_layout(weight.dtype, weight.strides), packed, device, stream);
+}
+
+void ConvPlan::run(const ConvPointers& pointers) const {
+  const std::size_t num_operands = state_->operand_is_number.size();
+  require(pointers.operands.size() == num_operands && pointers.numbers.size() == num_operands,
+          "the plan takes ", num_operands, " operands, got ", pointers.operands.size());
+  require(reinterpret_cast<std::uintptr_t>(pointers.weights) % 128 == 0,
+          "packed weights lie at a multiple of 128 bytes");
+  PassPointers addresses;
+  addresses.input = pointers.input;
+  addresses.output = pointers.output;
+  for (std::size_t i = 0; i < num_operands; ++i) {
+    require(!state_->operand_is_number[i] || pointers.operands[i] == nullptr, "operand b", i,
+            " is a number, but an address was given");
+    addresses.operands[i] = pointers.operands[i];
+    addresses.numbers[i] = pointers.numbers[i];
+  }
+  addresses.operands[kBiasOperand] = pointers.bias;
+  state_->fprop->launch(addresses, pointers.weights, pointers.device, pointers.stream);
+}
+
+std::string why_no_conv_kernels(int major, int minor) {
+  constexpr std::string_view kArchitectures = EPICONV_CUDA_ARCHITECTURES_STRING;
+  if (kArchitectures.empty()) return "this build of epiconv has no CUDA kernels";
+  if (kArchitectures.find("sm_90a") == std::string_view::npos) {
+    return concat(
+        "this build of epiconv is for ", kArchitectures,
+        ", and the kernel needs sm_90a: build with EPICONV_CUDA_ARCHITECTURES=90a-real among others");
+  }
+  if (major == 9 && minor == 0) return "";
+  return concat("the card has compute capability ", major, ".", minor, ", and the kernel is for 9.0");
+}
+
+}  // namespace epiconv

@@ -1,0 +1,59 @@
+// What the convolution kernels are launched with.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "device/chunk.h"
+#include "epiconv/conv_plan.h"
+#include "sm90/halo_geometry.h"
+
+namespace epiconv::sm90 {
+
+// A tensor over (N, K, P, Q). Strides in elements; each fits 32 bits, so that an offset takes one multiply
+// per dimension: 64-bit products slow the tensor cores down.
+static_assert(kNumFilterOperands == kNumOperandPlaces);
+using PixelTensor = TensorRef<std::int32_t, 4>;
+
+// The names are those that the evaluators read.
+struct EpilogueParameters {
+  using T = float;
+  using Tensor = PixelTensor;
+  static constexpr int kSteps = kMaxSteps;
+
+  Tensor output;
+  Tensor operands[kNumOperandPlaces];
+  std::int32_t num_steps;
+  std::int32_t num_before_norm;
+  std::int32_t save_input;  // slot for v0, or -1
+  std::uint8_t fetches[kSteps];
+  Step<T> steps[kSteps];
+  bool channels_last;  // the output's filters lie side by side and can be stored 16 bytes at a time
+  bool in_pairs;       // two pixels can be stored at a time
+  bool runs_in_place;  // all steps are folded ones, with one element for each filter
+  // Places of the operands that have one element for each filter.
+  std::uint8_t num_of_filters;
+  std::uint8_t of_filters[kNumOperandPlaces];
+};
+
+// Input of the gather producer, (N, C, H, W); strides in elements.
+struct GatheredInput {
+  const void* data;
+  std::int64_t stride_n, stride_c, stride_h;
+  std::int32_t stride_w;
+  PaddingMode padding_mode;
+  bool in_vectors;  // channels lie side by side, in aligned 16 bytes
+  bool in_pairs;    // pixels lie side by side, in aligned pairs, around which are zeros
+};
+
+struct ConvParameters {
+  CUtensorMap input_map;  // of the TMA producer
+  GatheredInput input;    // of the gather producer
+  const void* weights;    // packed
+  bool gathered;
+  HaloGeometry geometry;
+  EpilogueParameters epilogue;
+};
+
+}  // namespace epiconv::sm90

@@ -1,0 +1,188 @@
+#include <algorithm>
+#include <array>
+#include <atomic>
+
+#include "device/current_device.h"
+#include "device/program_steps.h"
+#include "sm90/conv_parameters.h"
+#include "sm90/fprop.h"
+#include "sm90/fprop_kernels.h"
+#include "sm90/fragments.h"
+#include "sm90/pipeline.h"
+#include "sm90/tensor_map.h"
+
+namespace epiconv::sm90 {
+namespace {
+
+// How a program's operand lies: one element for each filter, like the output, or in any other way.
+Pattern pattern_of(const TensorLayout& layout, const TensorLayout& output) {
+  const auto& strides = layout.strides;
+  if (strides[0] == 0 && strides[2] == 0 && strides[3] == 0) return Pattern::kOne;
+  const bool like_output =
+      strides[0] == output.strides[0] && strides[2] == output.strides[2] && strides[3] == output.strides[3];
+  return like_output ? Pattern::kLinear : Pattern::kScattered;
+}
+
+bool only_of_filters(const FpropProblem& problem) {
+  for (int i = 0; i < kNumOperandPlaces; ++i) {
+    if (problem.is_used[i] && pattern_of(problem.operands[i], problem.output) != Pattern::kOne) return false;
+  }
+  return true;
+}
+
+FpropKernel kernel_of(const FpropProblem& problem) {
+  const bool rounded = problem.input.dtype == DType::kFloat32;
+  const auto choose = [&](auto&& of) { return of(problem.program, only_of_filters(problem)); };
+  switch (problem.math) {
+    case ConvMath::kTf32:
+      return choose(fprop_tf32);
+    case ConvMath::kBf16:
+      return rounded ? choose(fprop_bf16_of_fp32) : choose(fprop_bf16);
+    default:
+      return rounded ? choose(fprop_fp16_of_fp32) : choose(fprop_fp16);
+  }
+}
+
+const char* name_of(ConvMath math) {
+  return math == ConvMath::kTf32 ? "tf32" : math == ConvMath::kBf16 ? "bf16" : "fp16";
+}
+
+PixelTensor pixel_tensor(const TensorLayout& layout, const TensorLayout& output) {
+  PixelTensor tensor{nullptr, {}, layout.dtype, pattern_of(layout, output)};
+  for (int d = 0; d < 4; ++d) tensor.strides[d] = static_cast<std::int32_t>(layout.strides[d]);
+  return tensor;
+}
+
+// Whether all strides but dimension `inner`'s, which is 1, are multiples of `word` elements.
+bool in_words(const TensorLayout& layout, int inner, std::int64_t word) {
+  for (int d = 0; d < 4; ++d) {
+    if (d == inner ? layout.strides[d] != 1 : layout.strides[d] % word != 0) return false;
+  }
+  return true;
+}
+
+bool is_aligned(const void* pointer, int bytes = 16) {
+  return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
+}
+
+GatheredInput gathered_input(const FpropProblem& problem) {
+  const auto& strides = problem.input.strides;
+  const bool in_vectors = in_words(problem.input, 1, 16 / dtype_size(problem.input.dtype));
+  const bool in_pairs = in_words(problem.input, 3, 2) && problem.geometry.width % 2 == 0 &&
+                        problem.padding_mode == PaddingMode::kZeros;
+  return {nullptr,
+          strides[0],
+          strides[1],
+          strides[2],
+          static_cast<std::int32_t>(strides[3]),
+          problem.padding_mode,
+          in_vectors,
+          in_pairs};
+}
+
+void check(cudaError_t status, const char* what, const std::string& kernel, const HaloGeometry& g) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // an error that does not stick is reported once
+  throw CudaError(concat(what, " of ", kernel, " over ", g.batch, " x ", g.channels, " x ", g.height, " x ",
+                         g.width, " with ", g.filters, " filters of ", g.taps_r, " x ", g.taps_s,
+                         " failed: ", cudaGetErrorName(status), ", ", cudaGetErrorString(status)));
+}
+
+constexpr int kMaxDevices = 64;
+
+int multiprocessors(int device) {
+  static std::array<std::atomic<int>, kMaxDevices> known{};
+  std::atomic<int>* const place = device < kMaxDevices ? &known[device] : nullptr;
+  int count = place != nullptr ? place->load(std::memory_order_relaxed) : 0;
+  if (count > 0) return count;
+  if (cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) count = 1;
+  if (place != nullptr) place->store(count, std::memory_order_relaxed);
+  return count;
+}
+
+}  // namespace
+
+struct Fprop::State {
+  FpropProblem problem;
+  FpropKernel kernel;
+  std::string name;
+  Pass pass;  // for its program
+  ConvParameters parameters{};
+  mutable std::atomic<std::uint64_t> prepared_devices{0};
+
+  explicit State(const FpropProblem& the_problem)
+      : problem(the_problem),
+        kernel(kernel_of(problem)),
+        name(concat("fprop_sm90_", name_of(problem.math), problem.gathered ? "_gather_" : "_tma_",
+                    kernel.evaluator)) {
+    const HaloGeometry& g = problem.geometry;
+    pass.program = problem.program;
+    parameters.gathered = problem.gathered;
+    parameters.geometry = g;
+    parameters.input = gathered_input(problem);
+    EpilogueParameters& epilogue = parameters.epilogue;
+    epilogue.output = pixel_tensor(problem.output, problem.output);
+    for (int i = 0; i < kNumOperandPlaces; ++i) {
+      epilogue.operands[i] = pixel_tensor(problem.operands[i], problem.output);
+      if (problem.is_used[i] && epilogue.operands[i].pattern == Pattern::kOne) {
+        epilogue.of_filters[epilogue.num_of_filters++] = static_cast<std::uint8_t>(i);
+      }
+    }
+    epilogue.save_input = problem.program.save_input;
+    const int vector = 16 / dtype_size(problem.output.dtype);
+    epilogue.channels_last = g.filters % vector == 0 && in_words(problem.output, 1, vector);
+    // Pairs begin at even columns of a strip, and no strip ends within one.
+    epilogue.in_pairs = !epilogue.channels_last && in_words(problem.output, 3, 2) &&
+                        g.pitch.divisor % 2 == 0 && g.strip_width % 2 == 0 && g.out_width % 2 == 0;
+    set_steps(epilogue, pass, PassPointers{}, kernel.takes_folded_steps);
+    epilogue.runs_in_place = only_of_filters(problem) && epilogue.save_input < 0 &&
+                             std::all_of(
+                                 epilogue.steps, epilogue.steps + epilogue.num_steps,
+                                 [](const Step<float>& step) { return step.op == kAddClampMul; });
+  }
+
+  // The limit of shared memory is a device's.
+  void prepare(int device) const {
+    const std::uint64_t bit = std::uint64_t{1} << (device % 64);
+    if (prepared_devices.load(std::memory_order_relaxed) & bit) return;
+    check(cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedLimit),
+          "the setup", name, problem.geometry);
+    prepared_devices.fetch_or(bit, std::memory_order_relaxed);
+  }
+};
+
+Fprop::Fprop(const FpropProblem& problem) : state_(std::make_unique<const State>(problem)) {}
+Fprop::~Fprop() = default;
+
+const std::string& Fprop::kernel() const { return state_->name; }
+bool Fprop::hides_epilogue() const {
+  return !state_->kernel.takes_folded_steps || state_->parameters.epilogue.runs_in_place;
+}
+
+void Fprop::launch(const PassPointers& pointers, const void* weights, int device, void* stream) const {
+  make_current(device);
+  state_->prepare(device);
+  const FpropProblem& problem = state_->problem;
+  const HaloGeometry& g = problem.geometry;
+  ConvParameters p = state_->parameters;
+  if (!problem.gathered) p.input_map = input_map(problem, pointers.input);
+  p.input.data = pointers.input;
+  p.input.in_vectors = p.input.in_vectors && is_aligned(pointers.input);
+  p.input.in_pairs = p.input.in_pairs && is_aligned(pointers.input, 2 * dtype_size(problem.input.dtype));
+  p.weights = weights;
+  EpilogueParameters& epilogue = p.epilogue;
+  epilogue.output.data = pointers.output;
+  epilogue.channels_last = epilogue.channels_last && is_aligned(pointers.output);
+  epilogue.in_pairs = epilogue.in_pairs && is_aligned(pointers.output, 2 * dtype_size(epilogue.output.dtype));
+  for (int i = 0; i < kNumOperandPlaces; ++i) epilogue.operands[i].data = pointers.operands[i];
+  if (!problem.program.late_numbers.empty()) {
+    set_steps(epilogue, state_->pass, pointers, state_->kernel.takes_folded_steps);
+  }
+  void* arguments[] = {&p};
+  const auto blocks = static_cast<unsigned>(std::min(g.tiles, multiprocessors(device)));
+  check(cudaLaunchKernel(state_->kernel.function, dim3(blocks), dim3(kThreads), arguments, g.shared_bytes,
+                         static_cast<cudaStream_t>(stream)),
+        "the launch", state_->name, g);
+}
+
+}  // namespace epiconv::sm90

@@ -1,0 +1,340 @@
+// Loads the boxes of an input of any strides and any padding mode: three warps read elements, round them to
+// what the tensor cores multiply, and write 16 bytes of channels per pixel.
+//
+// Where the rows and columns of a box lie is looked up in tables that are written anew for each unit, twice
+// in turns, so that one synchronisation a unit is enough.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "device/ptx/fences.h"
+#include "device/ptx/prefetch.h"
+#include "sm90/conv_parameters.h"
+#include "sm90/math.h"
+#include "sm90/pipeline.h"
+
+namespace epiconv::sm90 {
+
+inline constexpr int kGatherThreads = 32 * kGatherWarps;
+inline constexpr int kGatherBarrier = 1;
+inline constexpr int kLineBytes = 128;
+inline constexpr int kLoadsInFlight = 32;  // of a thread: what its registers hold, and what hides the latency
+
+// The index in [0, extent) that stands for `index`, or -1 where it is a zero. As torch.nn.functional.pad,
+// which pads by at most one extent (reflect: by less).
+__device__ __forceinline__ std::int32_t padded(std::int32_t index, std::int32_t extent, PaddingMode mode) {
+  if (index >= 0 && index < extent) return index;
+  switch (mode) {
+    case PaddingMode::kReflect:
+      index = index < 0 ? -index : 2 * (extent - 1) - index;
+      break;
+    case PaddingMode::kReplicate:
+      return index < 0 ? 0 : extent - 1;
+    case PaddingMode::kCircular:
+      index = index < 0 ? index + extent : index - extent;
+      break;
+    default:
+      return -1;
+  }
+  return index >= 0 && index < extent ? index : -1;  // what lies farther out belongs to dropped positions
+}
+
+// Offsets of a box's rows and columns in the input, or -1.
+struct BoxTables {
+  std::int64_t* rows;
+  std::int32_t* columns;
+
+  __device__ __forceinline__ static BoxTables of(const HaloGeometry& g, std::uint8_t* memory, int which) {
+    auto* const rows = reinterpret_cast<std::int64_t*>(memory + g.table_offset + which * g.table_bytes());
+    return {rows, reinterpret_cast<std::int32_t*>(rows + g.box_rows)};
+  }
+
+  __device__ __forceinline__ void fill(const ConvParameters& p, const Tile& tile, const Unit& unit,
+                                       int thread) const {
+    const HaloGeometry& g = p.geometry;
+    const int num_rows = tile.box_rows(g, unit.rows(g));
+    for (int y = thread; y < num_rows; y += kGatherThreads) {
+      const BoxRow row = BoxRow::of(g, tile, unit, y);
+      const std::int32_t h = padded(row.h, g.height, p.input.padding_mode);
+      rows[y] = h < 0 || row.n >= g.batch ? -1 : row.n * p.input.stride_n + h * p.input.stride_h;
+    }
+    const int first = box_column(g, tile, unit);
+    for (int x = thread; x < static_cast<int>(g.pitch.divisor); x += kGatherThreads) {
+      const std::int32_t w = padded(first + x, g.width, p.input.padding_mode);
+      columns[x] = w < 0 ? -1 : w * p.input.stride_w;
+    }
+  }
+};
+
+// A unit of the block's tiles, one after the other.
+struct UnitWalk {
+  const HaloGeometry& g;
+  int index, last;  // of the tile
+  int u;
+  Tile tile;
+  Unit unit;
+
+  __device__ __forceinline__ explicit UnitWalk(const HaloGeometry& geometry) : g(geometry), u(0) {
+    const TileRange range = TileRange::of(g);
+    index = range.first;
+    last = range.last;
+    tile = Tile::of(g, index);
+    unit = Unit::first();
+  }
+  __device__ __forceinline__ bool ended() const { return index >= last; }
+  __device__ __forceinline__ void advance() {
+    unit.advance(g);
+    if (++u < g.units()) return;
+    u = 0;
+    unit = Unit::first();
+    tile.advance(g);
+    ++index;
+  }
+  __device__ __forceinline__ int box_rows() const { return tile.box_rows(g, unit.rows(g)); }
+};
+
+// The elements of a box, row by row, of which the threads take every kGatherThreads-th.
+struct BoxCursor {
+  std::int32_t y, x;
+  std::int32_t width, step_rows, step_columns;
+
+  __device__ __forceinline__ BoxCursor(const Divisor& by, int thread)
+      : y(by.quotient(thread)),
+        width(static_cast<std::int32_t>(by.divisor)),
+        step_rows(by.quotient(kGatherThreads)) {
+    x = thread - y * width;
+    step_columns = kGatherThreads - step_rows * width;
+  }
+  __device__ __forceinline__ void advance() {
+    y += step_rows;
+    x += step_columns;
+    if (x < width) return;
+    x -= width;
+    ++y;
+  }
+};
+
+template <typename Math, typename In>
+class GatherProducer {
+ public:
+  __device__ __forceinline__ GatherProducer(const ConvParameters& p, const SharedMemory& shared,
+                                            std::uint8_t* memory, int thread)
+      : p_(p), g_(p.geometry), shared_(shared), memory_(memory), thread_(thread) {}
+
+  __device__ __forceinline__ void run() {
+    RingPlace place(g_.num_slots);
+    int which = 0;
+    UnitWalk walk(g_);
+    table(which).fill(p_, walk.tile, walk.unit, thread_);
+    while (!walk.ended()) {
+      const int following = which == kBoxTables - 1 ? 0 : which + 1;
+      UnitWalk next = walk;
+      next.advance();
+      if (!next.ended()) table(following).fill(p_, next.tile, next.unit, thread_);
+      ptx::named_barrier<kGatherBarrier, kGatherThreads>();
+      if (!next.ended()) prefetch(next, table(following));
+      ptx::mbarrier_wait(shared_.slot_empty(place.index()), place.empty_parity(), "empty slot",
+                         place.index());
+      fill_slot(walk, table(which), memory_ + place.index() * g_.slot_bytes);
+      ptx::fence_async_shared();
+      __syncwarp();
+      if (thread_ % 32 == 0) ptx::mbarrier_arrive(shared_.slot_full(place.index()));
+      place.next();
+      which = following;
+      walk.advance();
+    }
+  }
+
+ private:
+  static constexpr int kPieceChannels = Math::kPieceChannels;
+  // Pieces that a thread loads at a time, of one pixel or of two side by side.
+  static constexpr int kPieces = kLoadsInFlight / kPieceChannels / (sizeof(In) == 2 ? 2 : 1);
+  static constexpr int kPairPieces = sizeof(In) == 2 ? 2 * kPieces : kPieces / 2;
+  // Two pixels of a channel, kept as they come: as two elements they would take two registers.
+  using Pair = std::conditional_t<sizeof(In) == 2, std::uint32_t, float2>;
+
+  __device__ __forceinline__ BoxTables table(int which) const { return BoxTables::of(g_, memory_, which); }
+
+  // Asks for the lines of a unit's box, where pixels lie side by side.
+  __device__ __forceinline__ void prefetch(const UnitWalk& walk, const BoxTables& tables) const {
+    if (p_.input.stride_w != 1 || p_.input.stride_c == 1) return;
+    constexpr int kLinePixels = kLineBytes / sizeof(In);
+    const int pitch = static_cast<int>(g_.pitch.divisor);
+    const int block_channels = g_.row_bytes / g_.element_bytes;
+    const int first = walk.unit.channel_block * block_channels;
+    const int last = min(first + block_channels, g_.channels);
+    const int segments = (pitch + kLinePixels - 1) / kLinePixels;
+    const int lines = walk.box_rows() * segments;
+    for (int line = thread_ % 32; line < lines; line += 32) {
+      const int y = line / segments;
+      const int x = min((line - y * segments) * kLinePixels + kLinePixels / 2, pitch - 1);
+      const std::int64_t row = tables.rows[y];
+      const std::int32_t column = tables.columns[x];
+      if (row < 0 || column < 0) continue;
+      const In* from = static_cast<const In*>(p_.input.data) + row + column;
+      for (int channel = first + thread_ / 32; channel < last; channel += kGatherWarps) {
+        ptx::prefetch_to_l2(from + channel * p_.input.stride_c);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void fill_slot(const UnitWalk& walk, const BoxTables& tables,
+                                            std::uint8_t* slot) const {
+    const int row_pieces = g_.row_bytes / 16;
+    const int step = p_.input.in_pairs ? kPairPieces : kPieces;
+    const int rows = walk.box_rows();
+    int channel = walk.unit.channel_block * (g_.row_bytes / g_.element_bytes);
+    const In* from = static_cast<const In*>(p_.input.data) + channel * p_.input.stride_c;
+    const int column = box_column(g_, walk.tile, walk.unit);
+#pragma unroll 1
+    for (int first = 0; first < row_pieces; first += step) {
+      const int channels = g_.channels - channel;
+      if (p_.input.in_pairs) {
+        gather_pairs(tables, slot, rows, column, first, from, channels);
+      } else {
+        const BoxCursor begin(g_.pitch, thread_);
+#pragma unroll 1
+        for (BoxCursor at = begin; at.y < rows; at.advance()) {
+          gather_pixel(tables, slot, at, first, from, channels);
+        }
+      }
+      channel += step * kPieceChannels;
+      from += step * kPieceChannels * p_.input.stride_c;
+    }
+  }
+
+  __device__ __forceinline__ void store(std::uint8_t* slot, int position, int piece,
+                                        const In (&values)[kPieceChannels]) const {
+    const std::uint32_t to = swizzled(position * g_.row_bytes + piece * 16, g_.row_bytes);
+    *reinterpret_cast<uint4*>(slot + to) = Math::pack(values);
+  }
+
+  // kCount channels from `from` on, zeros behind the first `channels`.
+  template <typename Element, int kCount>
+  __device__ __forceinline__ void load(const In* from, int channels, Element (&values)[kCount]) const {
+    const std::int64_t stride = p_.input.stride_c;
+    if (channels >= kCount) {
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) {
+        values[e] = *reinterpret_cast<const Element*>(from);
+        from += stride;
+      }
+      return;
+    }
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) {
+      values[e] = Element{};
+      if (e < channels) values[e] = *reinterpret_cast<const Element*>(from);
+      from += stride;
+    }
+  }
+
+  // Channels that lie side by side.
+  static __device__ __forceinline__ void load_vectors(const In* from, In (&values)[kPieceChannels]) {
+    constexpr int kVectors = kPieceChannels * sizeof(In) / 16;
+    uint4 words[kVectors];
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) words[v] = __ldg(reinterpret_cast<const uint4*>(from) + v);
+    memcpy(values, words, sizeof(words));
+  }
+
+  // Up to kPieces pieces of a row, from piece `first` on, of the box's pixel `position`; `from` is the
+  // channel with which they begin in the tensor's first pixel, and `channels` are left from there on.
+  __device__ __forceinline__ void gather_pixel(const BoxTables& tables, std::uint8_t* slot,
+                                               const BoxCursor& at, int first, const In* from,
+                                               int channels) const {
+    const int pieces = g_.row_bytes / 16 - first;
+    const int position = at.y * at.width + at.x;
+    const std::int64_t row = tables.rows[at.y];
+    const std::int32_t column = tables.columns[at.x];
+    if (row < 0 || column < 0) channels = 0;
+    from += row + column;
+    In values[kPieces * kPieceChannels];
+    if (p_.input.in_vectors && channels % kPieceChannels == 0) {
+#pragma unroll
+      for (int i = 0; i < kPieces; ++i) {
+        In piece[kPieceChannels] = {};
+        if (i * kPieceChannels < channels) load_vectors(from + i * kPieceChannels, piece);
+#pragma unroll
+        for (int e = 0; e < kPieceChannels; ++e) values[i * kPieceChannels + e] = piece[e];
+      }
+    } else {
+      load(from, min(channels, pieces * kPieceChannels), values);
+    }
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      if (i >= pieces) break;
+      In piece[kPieceChannels];
+#pragma unroll
+      for (int e = 0; e < kPieceChannels; ++e) piece[e] = values[i * kPieceChannels + e];
+      store(slot, position, first + i, piece);
+    }
+  }
+
+  // A piece of the first or of the second pixel.
+  static __device__ __forceinline__ uint4 pack_one(const std::uint32_t* pairs, bool second) {
+    const std::uint32_t halves = second ? 0x7632 : 0x5410;
+    return {__byte_perm(pairs[0], pairs[1], halves), __byte_perm(pairs[2], pairs[3], halves),
+            __byte_perm(pairs[4], pairs[5], halves), __byte_perm(pairs[6], pairs[7], halves)};
+  }
+  static __device__ __forceinline__ uint4 pack_one(const float2* pairs, bool second) {
+    float piece[kPieceChannels];
+#pragma unroll
+    for (int e = 0; e < kPieceChannels; ++e) piece[e] = second ? pairs[e].y : pairs[e].x;
+    return Math::pack(piece);
+  }
+
+  using Pairs = Pair[kPairPieces * kPieceChannels];
+
+  // The same of two pixels side by side, the first in an even column of the image; an image's rows end with a
+  // whole pair.
+  __device__ __forceinline__ void gather_pairs(const BoxTables& tables, std::uint8_t* slot, int rows,
+                                               int column, int first, const In* from, int channels) const {
+    const int count = min(channels, (g_.row_bytes / 16 - first) * kPieceChannels);
+    const int odd = column & 1;
+#pragma unroll 1
+    for (BoxCursor at(g_.pair_pitch, thread_); at.y < rows; at.advance()) {
+      Pairs pairs;
+      load_pairs(tables, at, column - odd, from, count, pairs);
+      store_pairs(slot, at, odd, first, pairs);
+    }
+  }
+
+  // `column` is that of the box's first pair.
+  __device__ __forceinline__ void load_pairs(const BoxTables& tables, const BoxCursor& at, int column,
+                                             const In* from, int channels, Pairs& pairs) const {
+    const std::int64_t row = tables.rows[at.y];
+    const int w = column + 2 * at.x;
+    load(from + row + w, row < 0 || w < 0 || w >= g_.width ? 0 : channels, pairs);
+  }
+
+  __device__ __forceinline__ void store_pairs(std::uint8_t* slot, const BoxCursor& at, int odd, int first,
+                                              const Pairs& pairs) const {
+    const int pieces = g_.row_bytes / 16 - first;
+    const int pitch = static_cast<int>(g_.pitch.divisor);
+#pragma unroll
+    for (int second = 0; second < 2; ++second) {
+      const int x = 2 * at.x - odd + second;
+      if (x < 0 || x >= pitch) continue;
+      // A row begins at a multiple of its bytes, so that the swizzle exchanges pieces within it.
+      const std::uint32_t begin = (at.y * pitch + x) * g_.row_bytes;
+      const std::uint32_t exchange = swizzled(begin, g_.row_bytes) ^ begin;
+#pragma unroll
+      for (int i = 0; i < kPairPieces; ++i) {
+        if (i >= pieces) break;
+        *reinterpret_cast<uint4*>(slot + begin + (((first + i) * 16) ^ exchange)) =
+            pack_one(pairs + i * kPieceChannels, second);
+      }
+    }
+  }
+
+  const ConvParameters& p_;
+  const HaloGeometry& g_;
+  const SharedMemory shared_;
+  std::uint8_t* const memory_;
+  const int thread_;
+};
+
+}  // namespace epiconv::sm90

@@ -1,0 +1,67 @@
+// What the tensor cores multiply, and how tensors' elements become that.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "device/ptx/convert.h"
+#include "device/ptx/wgmma.h"
+
+namespace epiconv::sm90 {
+
+struct Tf32 {
+  static constexpr int kPieceChannels = 4;  // of 16 bytes
+  __device__ __forceinline__ static void multiply(float (&d)[128], std::uint64_t a, std::uint64_t b,
+                                                  int accumulate) {
+    ptx::wgmma_tf32(d, a, b, accumulate);
+  }
+  __device__ __forceinline__ static uint4 pack(const float (&values)[kPieceChannels]) {
+    return {ptx::round_to_tf32(values[0]), ptx::round_to_tf32(values[1]), ptx::round_to_tf32(values[2]),
+            ptx::round_to_tf32(values[3])};
+  }
+};
+
+struct Bf16 {
+  static constexpr int kPieceChannels = 8;
+  __device__ __forceinline__ static void multiply(float (&d)[128], std::uint64_t a, std::uint64_t b,
+                                                  int accumulate) {
+    ptx::wgmma_bf16(d, a, b, accumulate);
+  }
+  __device__ __forceinline__ static uint4 pack(const float (&values)[kPieceChannels]) {
+    const auto two = [&](int j) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(values[j], values[j + 1]);
+      return *reinterpret_cast<const std::uint32_t*>(&pair);
+    };
+    return {two(0), two(2), two(4), two(6)};
+  }
+  __device__ __forceinline__ static uint4 pack(const __nv_bfloat16 (&values)[kPieceChannels]) {
+    uint4 packed;
+    memcpy(&packed, values, sizeof(packed));
+    return packed;
+  }
+};
+
+struct Fp16 {
+  static constexpr int kPieceChannels = 8;
+  __device__ __forceinline__ static void multiply(float (&d)[128], std::uint64_t a, std::uint64_t b,
+                                                  int accumulate) {
+    ptx::wgmma_fp16(d, a, b, accumulate);
+  }
+  __device__ __forceinline__ static uint4 pack(const float (&values)[kPieceChannels]) {
+    const auto two = [&](int j) {
+      const __half2 pair = __floats2half2_rn(values[j], values[j + 1]);
+      return *reinterpret_cast<const std::uint32_t*>(&pair);
+    };
+    return {two(0), two(2), two(4), two(6)};
+  }
+  __device__ __forceinline__ static uint4 pack(const __half (&values)[kPieceChannels]) {
+    uint4 packed;
+    memcpy(&packed, values, sizeof(packed));
+    return packed;
+  }
+};
+
+}  // namespace epiconv::sm90

@@ -1,0 +1,181 @@
+"""A stand-in for the implicit-GEMM kernels and the card, so that their Python side is tested on the CPU.
+
+`install` makes CPU tensors count as tensors on a card that has kernels. A plan keeps what it was given,
+packs and runs on the addresses it gets, as a kernel would, and notes what it was asked to do.
+"""
+
+import ctypes
+import itertools
+import weakref
+
+import torch
+import torch.nn.functional as F
+
+from epiconv import _core, _library, _torch_private, call, functional, packed_weights
+from epiconv.convolution import round_to
+from epiconv.form_cache import FormCache
+from epiconv.program import Program
+
+
+def memory(address, dtype, shape, strides):
+    """The tensor that lies at an address."""
+    if 0 in shape:
+        return torch.empty(shape, dtype=dtype)
+    count = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    size = count * dtype.itemsize
+    flat = torch.frombuffer((ctypes.c_char * size).from_address(address), dtype=dtype)
+    return flat.as_strided(shape, strides)
+
+
+class Problem(_core.ConvProblem):
+    """The core's, which remembers its arguments."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        names = "input weight bias stride padding_begin padding_end dilation groups transposed output_padding"
+        for name, value in zip(names.split(), given, strict=True):
+            setattr(self, name, value)
+
+
+class Layout(_core.OperandLayout):
+    """The core's, which remembers its arguments."""
+
+    def __init__(self, dtype, extents, strides, is_number=False):
+        super().__init__(dtype, extents, strides, is_number)
+        self.dtype, self.extents, self.strides = dtype, extents, strides
+        self.is_number = is_number
+
+    def tensor(self, given):
+        if self.is_number:
+            return torch.tensor(given, dtype=getattr(torch, self.dtype))
+        return memory(given, getattr(torch, self.dtype), self.extents, self.strides)
+
+
+class Stream:
+    """Notes what waits for what."""
+
+    def __init__(self, core, handle):
+        self.core, self.handle = core, handle
+
+    def record_event(self):
+        return f"packed {len(self.core.packs)} on {self.handle}"
+
+    def wait_event(self, event):
+        self.core.log.append((self.handle, "waits for", event))
+
+    def wait_stream(self, other):
+        self.core.log.append((self.handle, "waits for stream", other.handle))
+
+
+class Plan:
+    """Computes in float32 what the kernel computes."""
+
+    NAMES = (
+        *("problem", "math", "input_dtype", "input_strides", "input_alignment", "padding_mode", "program"),
+        *("bias", "operands", "output_dtype", "output_strides"),
+    )
+
+    def __init__(self, core, given):
+        self.core = core
+        for name, value in zip(self.NAMES, given, strict=True):
+            setattr(self, name, value)
+        producer = "tma" if self.input_alignment == 16 else "gather"
+        self.kernel = f"fprop_fake_{self.math}_{producer}"
+        self.weight_format = f"{self.math}_{producer if core.formats_differ else 'any'}"
+        self.hides_epilogue = core.hides_epilogue
+        self.packed_bytes = 4 * torch.Size(self.problem.weight).numel()
+
+    def _rounded(self, tensor):
+        return round_to(tensor.float(), self.math)
+
+    def pack(self, weight, weight_dtype, weight_strides, packed, device, stream):
+        self.core.packs.append((weight, packed, stream))
+        shape = self.problem.weight
+        given = memory(weight, getattr(torch, weight_dtype), shape, weight_strides)
+        contiguous = torch.empty(shape, device="meta").stride()
+        memory(packed, torch.float32, shape, contiguous).copy_(self._rounded(given.detach()))
+
+    def run(self, input, packed, output, bias, device, stream, *operands):
+        assert input % self.input_alignment == 0
+        assert (bias != 0) == (self.bias is not None)
+        self.core.runs.append((self, stream, packed))
+        problem = self.problem
+        x = self._rounded(memory(input, getattr(torch, self.input_dtype), problem.input, self.input_strides))
+        contiguous = torch.empty(problem.weight, device="meta").stride()
+        weight = memory(packed, torch.float32, problem.weight, contiguous)
+        top, left, bottom, right = (*problem.padding_begin, *problem.padding_end)
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        if any((left, right, top, bottom)):
+            x = F.pad(x, (left, right, top, bottom), mode=mode)
+        y = F.conv2d(x, weight, dilation=problem.dilation)
+        if bias:
+            y = y + self.bias.tensor(bias).float().view(-1, 1, 1)
+        given = [layout.tensor(value) for layout, value in zip(self.operands, operands, strict=True)]
+        dtype = getattr(torch, self.output_dtype)
+        target = memory(output, dtype, problem.output, self.output_strides)
+        target.copy_(Program(self.program.text).apply(y, given, dtype))
+
+
+class Core:
+    """What was asked for, and how to answer.
+
+    Attributes:
+        plans, packs, runs: made, done.
+        log: what streams waited for, and what was recorded on them.
+        refuse: from a plan the reason why it cannot run, or "".
+        hides_epilogue: what its plans say.
+        formats_differ: whether the weight's format depends on the input's alignment.
+        stream: address of the current stream.
+        capturing: whether a CUDA graph is being captured.
+    """
+
+    def __init__(self):
+        self.plans, self.packs, self.runs, self.log = [], [], [], []
+        self.refuse = lambda plan: ""
+        self.hides_epilogue = True
+        self.formats_differ = False
+        self.stream = 1
+        self.capturing = False
+
+    def make_conv_plan(self, *given):
+        plan = Plan(self, given)
+        self.plans.append(plan)
+        return self.refuse(plan) or plan
+
+
+def install(monkeypatch):
+    """Puts the stand-in where the core and the card are asked; returns its `Core`."""
+    core = Core()
+    streams = {}
+
+    def current_stream(device=None):
+        return streams.setdefault(core.stream, Stream(core, core.stream))
+
+    def record_stream(tensor, stream):
+        core.log.append((stream.handle, "uses", tensor.data_ptr()))
+
+    patch = monkeypatch.setattr
+    patch(_core, "make_conv_plan", core.make_conv_plan, raising=False)
+    patch(_core, "ConvProblem", Problem)
+    patch(_core, "OperandLayout", Layout)
+    patch(call, "why_not_on", lambda device: "")
+    patch(_torch_private, "current_cuda_device", lambda: None)
+    patch(_torch_private, "raw_stream", lambda index: core.stream)
+    patch(packed_weights, "capturing", lambda: core.capturing)
+    patch(packed_weights, "current_stream", current_stream)
+    patch(packed_weights, "_packings", weakref.WeakValueDictionary())
+    patch(torch.Tensor, "record_stream", record_stream, raising=False)
+    patch(functional, "_runs", FormCache())
+    patch(_library, "_calls", FormCache())
+    return core
+
+
+def at_offset(tensor, offset_bytes):
+    """The same values and strides, at an address that is `offset_bytes` behind a multiple of 16."""
+    span = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    step, remainder = divmod(offset_bytes, tensor.element_size())
+    assert remainder == 0
+    buffer = torch.zeros(span + step + 16, dtype=tensor.dtype, device=tensor.device)
+    first = next(i for i in itertools.count() if (buffer.data_ptr() + i * buffer.element_size()) % 16 == 0)
+    moved = buffer.as_strided(tensor.shape, tensor.stride(), first + step)
+    return moved.copy_(tensor)

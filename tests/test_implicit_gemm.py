@@ -1,0 +1,356 @@
+"""The Python side of the path "implicit_gemm": selection, reasons, what the core is given. The kernels are
+stood in for, so that all of it runs without a card.
+"""
+
+import ctypes
+import itertools
+
+import fuzz_conv
+import pytest
+import torch
+import torch.nn.functional as F
+from fake_conv_core import Plan, at_offset, install
+
+import epiconv
+from epiconv import _core, checks, implicit_gemm, ops
+
+TORCH_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+
+
+@pytest.fixture
+def core(monkeypatch):
+    return install(monkeypatch)
+
+
+@pytest.fixture
+def setting():
+    """Sets torch's precision of float32 convolutions, and sets it back."""
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+
+    def set_to(value):
+        conv.fp32_precision = value
+
+    yield set_to
+    conv.fp32_precision = before
+
+
+def integers(*shape, dtype=torch.float32):
+    return torch.randint(-3, 4, shape).to(dtype)
+
+
+X, WEIGHT, BIAS = integers(2, 4, 8, 7), integers(6, 4, 3, 3), integers(6)
+
+
+def ran(core, *args, **kwargs):
+    """The result of a call, which the kernel computed, as was explained."""
+    plan = epiconv.explain(*args, **kwargs)
+    assert plan.path == "implicit_gemm"
+    before = len(core.runs)
+    result = epiconv.fused_conv_epilogue(*args, **kwargs)
+    assert len(core.runs) == before + 1
+    assert core.runs[-1][0].kernel == plan.kernel
+    assert (plan.shape, plan.dtype, plan.strides) == (result.shape, result.dtype, result.stride())
+    return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("wanted", [None, torch.contiguous_format, torch.channels_last], ids=str)
+def test_the_kernel_gets_what_it_needs(layout, wanted, dtype, core):
+    x = X.to(dtype).to(memory_format=layout)
+    weight, bias = WEIGHT.to(dtype), BIAS.to(dtype)
+    residual = integers(2, 6, 6, 5, dtype=dtype).to(memory_format=torch.channels_last)
+    scale, number = integers(6, 1, 1), torch.tensor(2.0)
+    epilogue = [ops.add(residual), ops.mul(scale), ops.relu(), ops.minimum(number)]
+    got = ran(core, x, weight, bias, epilogue=epilogue, memory_format=wanted, dtype=dtype)
+    y = F.conv2d(x.float(), weight.float(), bias.float())
+    assert torch.equal(got.float(), torch.clamp(torch.relu((y + residual) * scale), max=2.0))
+    assert got.is_contiguous(memory_format=wanted or layout)
+    plan = core.plans[-1]
+    assert plan.math == {torch.float32: "tf32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+    assert (plan.input_strides, plan.input_alignment) == (x.stride(), 16)
+    number.fill_(-1.0)  # read at each call
+    assert ran(core, x, weight, bias, epilogue=epilogue, memory_format=wanted, dtype=dtype).max() == -1.0
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", 2, (1, 0)], ids=str)
+@pytest.mark.parametrize("mode", TORCH_MODES)
+def test_padding_is_the_kernel_s(mode, padding, core, monkeypatch):
+    weight = integers(6, 4, 3, 4)  # "same" pads more at the end than in front
+    module = torch.nn.Conv2d(4, 6, (3, 4), padding=padding, padding_mode=mode, bias=False)
+    module.weight = torch.nn.Parameter(weight, requires_grad=False)
+    got = ran(core, X, weight, padding=padding, padding_mode=mode)
+    assert core.runs[-1][0].input_strides == X.stride()  # nothing was padded before
+    assert torch.equal(got, module(X))
+
+
+def test_unbatched(core):
+    for x in (X[0], X.to(memory_format=torch.channels_last)[0]):
+        for layout in (None, torch.channels_last):
+            got = ran(core, x, WEIGHT, BIAS, memory_format=layout, epilogue=[ops.add(BIAS.view(-1, 1, 1))])
+            assert torch.equal(got, F.conv2d(x, WEIGHT, BIAS) + BIAS.view(-1, 1, 1))
+            assert core.plans[-1].problem.input == (1, 4, 8, 7)
+            assert len(core.plans[-1].output_strides) == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_each_alignment_has_a_plan(dtype, core):
+    x, weight = X.to(dtype), WEIGHT.to(dtype)
+    expected = F.conv2d(x.float(), weight.float())
+    alignments = {0: 16, 4: 4, 8: 8, 12: 4} | ({2: 2, 6: 2} if dtype == torch.float16 else {})
+    for _ in range(2):
+        for offset, alignment in alignments.items():
+            given = at_offset(x, offset)
+            assert torch.equal(epiconv.fused_conv_epilogue(given, weight).float(), expected)
+            assert core.runs[-1][0].input_alignment == alignment
+    assert sorted(plan.input_alignment for plan in core.plans) == sorted(set(alignments.values()))
+    assert len(core.packs) == 1  # they share the weight's format
+
+
+def test_an_address_that_the_kernel_refuses(core):
+    core.refuse = lambda plan: "" if plan.input_alignment == 16 else "TMA reads addresses of 16 bytes"
+    unaligned, expected = at_offset(X, 4), F.conv2d(X, WEIGHT)
+    for first, second in ((unaligned, X), (X, unaligned)):
+        for x in (first, second, first):
+            assert torch.equal(epiconv.fused_conv_epilogue(x, WEIGHT), expected)
+            assert (epiconv.explain(x, WEIGHT).path == "implicit_gemm") == (x is X)
+    assert ("implicit_gemm", "TMA reads addresses of 16 bytes") in epiconv.explain(unaligned, WEIGHT).refused
+    assert torch.equal(epiconv.fused_conv_epilogue(X, WEIGHT, algorithm="implicit_gemm"), expected)
+    for call in (epiconv.fused_conv_epilogue, epiconv.explain):
+        with pytest.raises(NotImplementedError, match="cannot run: TMA reads addresses of 16 bytes; leave"):
+            call(unaligned, WEIGHT, algorithm="implicit_gemm")
+
+
+DOUBLE = (X.double(), WEIGHT.double())
+REFUSED = {
+    "1d": ((X[0], integers(6, 8, 3)), {}, "2 spatial dimensions, not 1"),
+    "3d": ((X.view(2, 4, 2, 4, 7), integers(6, 4, 1, 3, 3)), {}, "2 spatial dimensions, not 3"),
+    "transposed": ((X, integers(4, 6, 3, 3)), {"transposed": True}, "transposed"),
+    "strided": ((X, WEIGHT), {"stride": (1, 2)}, r"stride 1, not \(1, 2\)"),
+    "groups": ((X, integers(6, 2, 3, 3)), {"groups": 2}, "groups is 2"),
+    "float64": (DOUBLE, {}, "float64"),
+    "ieee": ((X, WEIGHT), {"precision": "ieee"}, "precision='ieee'"),
+    "no images": ((X[:0], WEIGHT), {}, "a tensor is empty"),
+    "no channels": ((X[:, :0], WEIGHT[:, :0]), {}, "a tensor is empty"),
+}
+
+
+def check_refused(core, args, words, match):
+    """Otherwise the fallback runs; the algorithm by its name is an error."""
+    plan = epiconv.explain(*args, **words)
+    assert plan.path == "cpu"
+    reason = dict(plan.refused)["implicit_gemm"]
+    assert not reason.endswith(".")
+    epiconv.fused_conv_epilogue(*args, **words)
+    assert core.runs == core.packs == []
+    for function in (epiconv.fused_conv_epilogue, epiconv.explain):
+        with pytest.raises(NotImplementedError, match=match) as raised:
+            function(*args, **words, algorithm="implicit_gemm")
+        assert str(raised.value) == f"algorithm='implicit_gemm' cannot run: {reason}; leave 'auto'"
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_no_kernel_computes(case, core):
+    check_refused(core, *REFUSED[case])
+    assert core.plans == []
+
+
+def test_an_epilogue_that_the_kernel_does_not_hide_runs_behind(core):
+    core.hides_epilogue = False
+    plan = epiconv.explain(X, WEIGHT, epilogue=[ops.gelu()])
+    assert plan.path != "implicit_gemm"
+    assert dict(plan.refused)["implicit_gemm"].startswith("the kernel's interpreter would take longer")
+    before = len(core.runs)
+    epiconv.fused_conv_epilogue(X, WEIGHT, epilogue=[ops.gelu()])
+    assert len(core.runs) == before
+    ran(core, X, WEIGHT, epilogue=[ops.gelu()], algorithm="implicit_gemm")
+
+
+def test_what_the_core_refuses(core):
+    core.refuse = lambda plan: "the program has a group_norm" if "group_norm" in plan.program.text else ""
+    check_refused(core, (X, WEIGHT), {"epilogue": [ops.group_norm(2)]}, "the program has a group_norm")
+    assert torch.equal(ran(core, X, WEIGHT), F.conv2d(X, WEIGHT))
+
+
+def test_torch_s_setting_is_read_in_each_call(core, setting):
+    setting("tf32")
+    expected = F.conv2d(X, WEIGHT)
+    assert torch.equal(ran(core, X, WEIGHT), expected)
+    setting("ieee")
+    runs = len(core.runs)
+    assert torch.equal(epiconv.fused_conv_epilogue(X, WEIGHT), expected)
+    assert len(core.runs) == runs
+    plan = epiconv.explain(X, WEIGHT)
+    assert plan.path == "cpu"
+    assert "fp32_precision is 'ieee'" in dict(plan.refused)["implicit_gemm"]
+    for function in (epiconv.fused_conv_epilogue, epiconv.explain):
+        with pytest.raises(NotImplementedError, match="fp32_precision is 'ieee'"):
+            function(X, WEIGHT, algorithm="implicit_gemm")
+    assert torch.equal(ran(core, X.half(), WEIGHT.half()).float(), expected)
+    for precision in ("tf32", "bf16", "fp16"):
+        assert torch.equal(ran(core, X, WEIGHT, precision=precision), expected)
+        assert core.plans[-1].math == precision
+    setting("tf32")
+    assert torch.equal(epiconv.fused_conv_epilogue(X, WEIGHT, algorithm="implicit_gemm"), expected)
+    assert torch.equal(ran(core, X, WEIGHT), expected)
+
+
+def test_a_call_prepared_while_the_setting_was_off(core, setting):
+    setting("ieee")
+    epiconv.fused_conv_epilogue(X, WEIGHT)
+    assert core.plans == []
+    setting("tf32")
+    assert torch.equal(ran(core, X, WEIGHT), F.conv2d(X, WEIGHT))
+
+
+def test_settings_of_cudnn_do_not_matter(core):
+    with torch.backends.cudnn.flags(enabled=False, deterministic=True):
+        ran(core, X, WEIGHT)
+
+
+def test_the_other_algorithm(core, monkeypatch):
+    monkeypatch.setattr(checks, "no_cudnn", lambda device: "")
+    epiconv.fused_conv_epilogue(X, WEIGHT, algorithm="cudnn")
+    assert core.plans == []
+    plan = epiconv.explain(X, WEIGHT, algorithm="cudnn")
+    assert (plan.path, dict(plan.refused)["implicit_gemm"]) == (
+        "cpu",
+        "algorithm='cudnn' asks for torch's convolution",
+    )
+
+
+def test_cards_and_builds_without_kernels(monkeypatch):
+    assert implicit_gemm.why_not_on(torch.device("cpu")) == "the tensors are on cpu"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.setattr(_core, "why_no_conv_kernels", lambda *card: f"no kernels for {card}", raising=False)
+    cases = {"": "no kernels for (8, 6)", "the driver is old": "the driver is old"}
+    for why_not_fused, expected in cases.items():
+        monkeypatch.setattr(implicit_gemm, "why_not_fused", lambda device, reason=why_not_fused: reason)
+        implicit_gemm.why_not_on.cache_clear()
+        assert implicit_gemm.why_not_on(torch.device("cuda", 0)) == expected
+    implicit_gemm.why_not_on.cache_clear()
+
+
+def test_without_a_card_the_tensors_are_the_reason():
+    assert dict(epiconv.explain(X, WEIGHT).refused)["implicit_gemm"] == "the tensors are on cpu"
+    with pytest.raises(NotImplementedError, match="the tensors are on cpu"):
+        epiconv.fused_conv_epilogue(X, WEIGHT, algorithm="implicit_gemm")
+
+
+def test_gradients_are_plain_torch_s(core):
+    weight = WEIGHT.clone().requires_grad_()
+    plan = epiconv.explain(X, weight)
+    assert plan.path == "torch"
+    assert "requires grad" in dict(plan.refused)["implicit_gemm"]
+    epiconv.fused_conv_epilogue(X, weight).sum().backward()
+    assert weight.grad is not None
+    assert core.runs == []
+    for function in (epiconv.fused_conv_epilogue, epiconv.explain):
+        with pytest.raises(NotImplementedError, match="grad"):
+            function(X, weight, algorithm="implicit_gemm")
+    with torch.no_grad():
+        assert not ran(core, X, weight).requires_grad
+    with torch.inference_mode():
+        assert ran(core, X, weight).is_inference()
+
+
+def test_explain(core):
+    residual = integers(2, 6, 6, 5)
+    plan = epiconv.explain(X, WEIGHT, BIAS, epilogue=[ops.add(residual)])
+    assert (plan.path, plan.kernel, plan.convolution) == ("implicit_gemm", "fprop_fake_tf32_tma", "")
+    assert plan.packing.startswith("tf32_any, 0.001 MB")
+    assert "implicit_gemm" not in dict(plan.refused)
+    given = X.numel() + BIAS.numel() + 2 * residual.numel()
+    assert plan.least_bytes == 4 * (given + WEIGHT.numel())
+    assert plan.bytes_moved == 4 * given + core.plans[-1].packed_bytes
+    assert core.packs == core.runs == []
+    text = str(plan)
+    assert "fprop_fake_tf32_tma" in text
+    assert "tf32_any" in text
+    with torch.no_grad():
+        assert "by modules" in epiconv.explain(X, WEIGHT.clone().requires_grad_()).packing
+    with torch.inference_mode():
+        assert "in every call" in epiconv.explain(X, WEIGHT.clone()).packing
+    assert "packing" not in str(epiconv.explain(*DOUBLE))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled(backend, core):
+    def function(x, weight, bias):
+        return epiconv.fused_conv_epilogue(x, weight, bias, padding=1, epilogue=[ops.relu()])
+
+    try:
+        got = torch.compile(function, fullgraph=True, backend=backend)(X, WEIGHT, BIAS)
+    finally:
+        torch.compiler.reset()
+    assert len(core.runs) == 1
+    assert torch.equal(got, F.conv2d(X, WEIGHT, BIAS, padding=1).relu())
+
+
+def test_compiled_what_no_kernel_computes():
+    function = torch.compile(epiconv.fused_conv_epilogue, fullgraph=True, backend="aot_eager")
+    try:
+        with pytest.raises(Exception, match="stride 1, not"):
+            function(X, WEIGHT, stride=2, algorithm="implicit_gemm")
+    finally:
+        torch.compiler.reset()
+
+
+def test_any_strides(core):
+    wide = integers(4, 8, 9, 14)
+    weight = integers(6, 8, 3, 3)[:, ::2].transpose(2, 3)
+    residual = integers(4, 6, 7, 1).expand(4, 6, 7, 5)
+    for x in (wide[:, ::2, :, ::2], wide[:1, :4, :, :7].expand(4, -1, -1, -1)):
+        got = ran(core, x, weight, epilogue=[ops.relu(), ops.add(residual)])
+        assert torch.equal(got, F.conv2d(x, weight).relu() + residual)
+
+
+def test_the_fuzzer_accepts_right_results(core):
+    for index in range(60):
+        conv = fuzz_conv.draw(f"cpu:{index}")
+        if conv.input[0] * conv.output[2] * conv.output[3] < 5000:
+            assert fuzz_conv.check(conv, torch.device("cpu")) == (True, ""), conv
+    assert len(core.runs) > 20
+
+
+def small_problem():
+    draws = (fuzz_conv.draw(f"small:{index}") for index in itertools.count())
+    return next(c for c in draws if c.bias and c.operands and torch.Size(c.output).numel() < 5000)
+
+
+BROKEN = {  # a byte that is written in a run, and what is found
+    "before the output": ("output", -1, "beside its output"),
+    "behind the output": ("end of output", 0, "beside its output"),
+    "into the input": ("input", 0, "buffer of input"),
+    "before the packed weight": ("packed", -1, "buffer of packed weight"),
+    "a wrong value": ("output", 1, "differ, first"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_the_fuzzer_finds(case, core, monkeypatch):
+    where, offset, finding = BROKEN[case]
+    conv, run = small_problem(), Plan.run
+
+    def broken(self, input, packed, output, *rest):
+        run(self, input, packed, output, *rest)
+        size = torch.Size(conv.output).numel() * getattr(torch, conv.output_dtype).itemsize
+        ends = {"input": input, "packed": packed, "output": output, "end of output": output + size}
+        ctypes.c_ubyte.from_address(ends[where] + offset).value ^= 0x55
+
+    monkeypatch.setattr(Plan, "run", broken)
+    ran, found = fuzz_conv.check(conv, torch.device("cpu"))
+    assert ran
+    assert finding in found
+
+
+def test_the_fuzzer_finds_packing_beside_the_packed_weight(core, monkeypatch):
+    pack = Plan.pack
+
+    def broken(self, weight, weight_dtype, weight_strides, packed, *rest):
+        pack(self, weight, weight_dtype, weight_strides, packed, *rest)
+        ctypes.c_ubyte.from_address(packed + self.packed_bytes).value = 0
+
+    monkeypatch.setattr(Plan, "pack", broken)
+    assert "beside the packed weight" in fuzz_conv.check(small_problem(), torch.device("cpu"))[1]
