@@ -71,19 +71,17 @@ struct BoxTables {
 // A unit of the block's tiles, one after the other.
 struct UnitWalk {
   const HaloGeometry& g;
-  int index, last;  // of the tile
-  int u;
+  int index = 0, count;  // of the tile in the block
+  int u = 0;
   Tile tile;
-  Unit unit;
+  Unit unit = Unit::first();
 
-  __device__ __forceinline__ explicit UnitWalk(const HaloGeometry& geometry) : g(geometry), u(0) {
+  __device__ __forceinline__ explicit UnitWalk(const HaloGeometry& geometry) : g(geometry) {
     const TileRange range = TileRange::of(g);
-    index = range.first;
-    last = range.last;
-    tile = Tile::of(g, index);
-    unit = Unit::first();
+    count = range.last - range.first;
+    tile = Tile::of(g, range.first);
   }
-  __device__ __forceinline__ bool ended() const { return index >= last; }
+  __device__ __forceinline__ bool ended() const { return index >= count; }
   __device__ __forceinline__ void advance() {
     unit.advance(g);
     if (++u < g.units()) return;
@@ -93,6 +91,25 @@ struct UnitWalk {
     ++index;
   }
   __device__ __forceinline__ int box_rows() const { return tile.box_rows(g, unit.rows(g)); }
+
+  // Virtual rows from the tile before to this one, where that is the run before of the same strip; else 0.
+  __device__ __forceinline__ int rows_moved() const {
+    const bool follows = index > 0 && tile.filter_tile == 0 && (tile.first_row > 0 || tile.offset > 0);
+    return follows ? g.step_rows + (tile.offset < g.step_offset) : 0;
+  }
+  // How many of the box's first rows are the last ones of the same unit of the tile before, in a slot that
+  // still holds them. Slots and rows moved keep the swizzle, and where the slot is this one, rows move onto
+  // others that have moved already.
+  __device__ __forceinline__ int kept_rows() const {
+    const int pitch = static_cast<int>(g.pitch.divisor);
+    const int moved = rows_moved();
+    if (moved == 0 || g.units() > g.num_slots || moved * pitch * g.row_bytes % kSwizzleAtom != 0) return 0;
+    Tile before = tile;
+    before.offset -= g.step_offset;
+    if (before.offset < 0) before.offset += pitch;
+    const int kept = min(before.box_rows(g, unit.rows(g)) - moved, box_rows());
+    return kept > moved ? 0 : max(kept, 0);
+  }
 };
 
 // The elements of a box, row by row, of which the threads take every kGatherThreads-th.
@@ -100,11 +117,12 @@ struct BoxCursor {
   std::int32_t y, x;
   std::int32_t width, step_rows, step_columns;
 
-  __device__ __forceinline__ BoxCursor(const Divisor& by, int thread)
+  __device__ __forceinline__ BoxCursor(const Divisor& by, int thread, int first_row)
       : y(by.quotient(thread)),
         width(static_cast<std::int32_t>(by.divisor)),
         step_rows(by.quotient(kGatherThreads)) {
     x = thread - y * width;
+    y += first_row;
     step_columns = kGatherThreads - step_rows * width;
   }
   __device__ __forceinline__ void advance() {
@@ -137,7 +155,13 @@ class GatherProducer {
       if (!next.ended()) prefetch(next, table(following));
       ptx::mbarrier_wait(shared_.slot_empty(place.index()), place.empty_parity(), "empty slot",
                          place.index());
-      fill_slot(walk, table(which), memory_ + place.index() * g_.slot_bytes);
+      std::uint8_t* const slot = memory_ + place.index() * g_.slot_bytes;
+      const int kept = walk.kept_rows();
+      if (kept > 0) {
+        keep_rows(walk, kept, place.index(), slot);
+        ptx::named_barrier<kGatherBarrier, kGatherThreads>();  // what is kept is overwritten next
+      }
+      fill_slot(walk, table(which), kept, slot);
       ptx::fence_async_shared();
       __syncwarp();
       if (thread_ % 32 == 0) ptx::mbarrier_arrive(shared_.slot_full(place.index()));
@@ -180,7 +204,34 @@ class GatherProducer {
     }
   }
 
-  __device__ __forceinline__ void fill_slot(const UnitWalk& walk, const BoxTables& tables,
+  // Copies the rows that the tile before has loaded. They are half of a box of 3 x 3 taps, and copies within
+  // shared memory take a fraction of the time of loads.
+  __device__ __forceinline__ void keep_rows(const UnitWalk& walk, int kept, int place,
+                                            std::uint8_t* slot) const {
+    int before = place - g_.units();
+    if (before < 0) before += g_.num_slots;
+    const int row = static_cast<int>(g_.pitch.divisor) * g_.row_bytes;
+    const auto* const from =
+        reinterpret_cast<const uint4*>(memory_ + before * g_.slot_bytes + walk.rows_moved() * row);
+    auto* const to = reinterpret_cast<uint4*>(slot);
+    const int pieces = kept * row / 16;
+    constexpr int kBatch = 2;
+#pragma unroll 1
+    for (int i = thread_; i < pieces; i += kBatch * kGatherThreads) {
+      uint4 batch[kBatch];
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        if (i + j * kGatherThreads < pieces) batch[j] = from[i + j * kGatherThreads];
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        if (i + j * kGatherThreads < pieces) to[i + j * kGatherThreads] = batch[j];
+      }
+    }
+  }
+
+  // Loads the box's rows from `kept` on.
+  __device__ __forceinline__ void fill_slot(const UnitWalk& walk, const BoxTables& tables, int kept,
                                             std::uint8_t* slot) const {
     const int row_pieces = g_.row_bytes / 16;
     const int step = p_.input.in_pairs ? kPairPieces : kPieces;
@@ -192,11 +243,10 @@ class GatherProducer {
     for (int first = 0; first < row_pieces; first += step) {
       const int channels = g_.channels - channel;
       if (p_.input.in_pairs) {
-        gather_pairs(tables, slot, rows, column, first, from, channels);
+        gather_pairs(tables, slot, kept, rows, column, first, from, channels);
       } else {
-        const BoxCursor begin(g_.pitch, thread_);
 #pragma unroll 1
-        for (BoxCursor at = begin; at.y < rows; at.advance()) {
+        for (BoxCursor at(g_.pitch, thread_, kept); at.y < rows; at.advance()) {
           gather_pixel(tables, slot, at, first, from, channels);
         }
       }
@@ -290,12 +340,13 @@ class GatherProducer {
 
   // The same of two pixels side by side, the first in an even column of the image; an image's rows end with a
   // whole pair.
-  __device__ __forceinline__ void gather_pairs(const BoxTables& tables, std::uint8_t* slot, int rows,
-                                               int column, int first, const In* from, int channels) const {
+  __device__ __forceinline__ void gather_pairs(const BoxTables& tables, std::uint8_t* slot, int kept,
+                                               int rows, int column, int first, const In* from,
+                                               int channels) const {
     const int count = min(channels, (g_.row_bytes / 16 - first) * kPieceChannels);
     const int odd = column & 1;
 #pragma unroll 1
-    for (BoxCursor at(g_.pair_pitch, thread_); at.y < rows; at.advance()) {
+    for (BoxCursor at(odd ? g_.pair_pitch : g_.half_pitch, thread_, kept); at.y < rows; at.advance()) {
       Pairs pairs;
       load_pairs(tables, at, column - odd, from, count, pairs);
       store_pairs(slot, at, odd, first, pairs);

@@ -53,6 +53,7 @@ bool set_raster(const HaloProblem& problem, const Choice& choice, HaloGeometry& 
   const std::int64_t pitch = round_up(g.strip_width + halo_w, 128 / g.row_bytes);
   if (pitch > kMaxPitch || halo_h >= kMaxBoxRows) return false;
   g.pitch = Divisor(static_cast<std::uint32_t>(pitch));
+  g.half_pitch = Divisor(static_cast<std::uint32_t>((pitch + 1) / 2));
   g.pair_pitch = Divisor(static_cast<std::uint32_t>(pitch / 2 + 1));
   const std::int64_t image_rows = problem.out_height + halo_h;
   const std::int64_t last_image = choice.stacked ? (problem.batch - 1) * image_rows : 0;

@@ -69,7 +69,8 @@ struct HaloGeometry {
   std::int32_t strip_width;  // output columns
   Divisor strips;
   Divisor pitch;
-  Divisor pair_pitch;  // pairs of pixels that a row of the box touches, at most
+  Divisor half_pitch,
+      pair_pitch;      // pairs of pixels that a row of the box touches, from an even or odd column on
   Divisor image_rows;  // virtual rows from one image of a raster to the next
   std::int32_t images_per_raster;
   std::int32_t rasters;
