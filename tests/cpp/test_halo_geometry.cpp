@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "epiconv/error.h"
+#include "host_model/units.h"
 #include "sm90/fragments.h"
 #include "sm90/halo_geometry.h"
 
@@ -19,18 +20,6 @@ using namespace epiconv::sm90;
 using epiconv::concat;
 
 namespace {
-
-Unit unit_number(const HaloGeometry& g, int u) {
-  Unit unit = Unit::first();
-  while (u-- > 0) unit.advance(g);
-  return unit;
-}
-
-// Taps of a filter group before a unit.
-std::int32_t taps_before(const HaloGeometry& g, const Unit& unit) {
-  return unit.channel_block * g.taps_r * g.taps_s + unit.group_r * g.group_r * g.taps_s +
-         unit.group_s * g.group_s * unit.rows(g);
-}
 
 int failures = 0;
 std::string subject;  // of what follows

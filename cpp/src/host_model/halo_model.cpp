@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "host_model/halo_memory.h"
+#include "host_model/units.h"
 #include "sm90/fragments.h"
 
 namespace epiconv::host_model {
@@ -22,20 +23,10 @@ using sm90::kWarpFilters;
 using sm90::Pixel;
 using sm90::staging_offset;
 using sm90::StoredElements;
+using sm90::taps_before;
 using sm90::Tile;
 using sm90::Unit;
-
-Unit unit_number(const HaloGeometry& g, int u) {
-  Unit unit = Unit::first();
-  while (u-- > 0) unit.advance(g);
-  return unit;
-}
-
-// Taps of a filter group before a unit.
-std::int32_t taps_before(const HaloGeometry& g, const Unit& unit) {
-  return unit.channel_block * g.taps_r * g.taps_s + unit.group_r * g.group_r * g.taps_s +
-         unit.group_s * g.group_s * unit.rows(g);
-}
+using sm90::unit_number;
 
 constexpr std::int32_t kPieceBytes = 16;  // what a swizzle moves as one
 constexpr std::int32_t kTmaAlignment = 128;

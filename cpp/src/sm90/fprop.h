@@ -36,8 +36,9 @@ class Fprop {
 
   // "fprop_sm90_tf32_tma_f32_static"
   const std::string& kernel() const;
-  // Whether the epilogue of one tile runs in the time in which the next is multiplied. An interpreter of any
-  // program takes far longer: it has one warp per scheduler, and nothing hides its latencies.
+  // Whether the program is computed over whole tiles, most of the time while another tile is multiplied. An
+  // interpreter that goes chunk by chunk takes far longer: nothing hides what its one warp per scheduler
+  // waits for.
   bool hides_epilogue() const;
   // `pointers.input` is the convolution's. The device is the current one.
   void launch(const PassPointers& pointers, const void* weights, int device, void* stream) const;
