@@ -22,7 +22,7 @@ from epiconv.program import Program
 
 GUARD = 1024  # bytes on each side
 MODES = ("zeros", "reflect", "replicate", "circular")
-LAYOUTS = ("contiguous", "channels_last", "sliced", "turned", "expanded")
+LAYOUTS = ("contiguous", "channels_last", "sliced", "turned", "expanded", "rows")
 DTYPES = ("float32", "float16", "bfloat16")
 MOST_PRODUCTS = 2**31  # per problem, to keep the float64 reference quick
 
@@ -97,7 +97,7 @@ def _draw(rng, seed):
         mode=rng.choice(("zeros", *MODES)),
         dtype=dtype,
         math=rng.choice(maths),
-        input_layout=rng.choice(("contiguous", "channels_last", *LAYOUTS)),
+        input_layout=rng.choice(("contiguous", "channels_last", "rows", *LAYOUTS)),
         weight_layout=rng.choice(("contiguous", "channels_last", "sliced")),
         offset=rng.choice((0, 0, 0, rng.randint(1, 8))),
         bias=rng.random() < 0.5,
@@ -129,7 +129,7 @@ def operand_shape(kind, output):
 
 
 def strides_of(shape, layout):
-    """In elements; "sliced" leaves gaps in every dimension."""
+    """In elements; "sliced" leaves gaps in every dimension, "rows" behind rows, to whole eights."""
     order = list(range(len(shape)))
     if len(shape) == 4 and layout == "channels_last":
         order = [0, 2, 3, 1]
@@ -139,6 +139,7 @@ def strides_of(shape, layout):
     for dimension in reversed(order):
         strides[dimension] = dense
         dense *= shape[dimension] + (layout == "sliced")
+        dense += -dense % 8 if layout == "rows" else 0
     if layout == "expanded":
         strides[0] = 0
     return tuple(strides)

@@ -86,14 +86,37 @@ def test_integers_bit_for_bit(width, c, k, math, layout, card):
     exactly(fused(x, weight, padding=1, precision=precision), convolution(x, weight, padding=1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_how_inputs_are_loaded(dtype, card):
+    wide = torch.randn(2, 8, 9, 40, device=card).to(dtype)
+    weight = torch.randn(24, 8, 3, 3, device=card).to(dtype)
+    words = {"precision": "tf32" if dtype == torch.float32 else None, "algorithm": "implicit_gemm"}
+
+    def load(x, weight=weight, **more):
+        return epiconv.explain(x, weight, **words | more).kernel.split("_")[3]
+
+    assert load(wide.to(memory_format=torch.channels_last)) == "tma"
+    assert load(wide) == load(wide[..., 8:32]) == load(wide[..., :31]) == "rows"
+    # Copies begin at multiples of 16 bytes; what is before the box can be left out of 32-bit rows.
+    assert load(wide, padding=1) == ("rows" if dtype == torch.float32 else "gather")
+    assert load(wide, padding=(1, 0)) == "rows"
+    assert load(wide, padding=1, padding_mode="reflect") == "gather"
+    assert load(wide[..., 1:]) == load(wide[..., :31].contiguous()) == "gather"
+    assert load(wide[:1].expand(2, -1, -1, -1)) == "gather"
+    if dtype == torch.float32:  # which the copy engine cannot convert
+        assert load(wide, precision="bf16") == "rows"
+        assert load(wide.to(memory_format=torch.channels_last), precision="bf16") == "gather"
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("padding", [1, 2, 3, 4])
-def test_padding(padding, mode, layout, card):
+@pytest.mark.parametrize("width", [11, 16])
+def test_padding(width, padding, mode, layout, card):
     torch.manual_seed(0)
     for batch in (1, 17):
         for taps, dilation in (((3, 3), 1), ((3, 3), 3), ((5, 2), 1), ((1, 1), 1)):
-            x = integers(batch, 8, 9, 11, device=card).to(memory_format=LAYOUTS[layout])
+            x = integers(batch, 8, 9, width, device=card).to(memory_format=LAYOUTS[layout])
             weight = integers(24, 8, *taps, device=card)
             words = {"padding": padding, "dilation": dilation}
             got = fused(x, weight, padding_mode=mode, precision="tf32", **words)
@@ -116,6 +139,7 @@ def test_inputs_in_any_memory(dtype, card):
     given = {
         "every second": wide[:, ::2, ::2, 1::2],
         "a window": wide[:, 8:, 3:17, 5:24],
+        "an aligned window": wide[:, 8:, 3:17, 8:25],
         "expanded images": wide[:1, :8].expand(4, -1, -1, -1),
         "expanded channels": wide[:, :1].expand(-1, 8, -1, -1),
         "turned": wide[:, :8].transpose(2, 3),
@@ -169,27 +193,29 @@ def test_unbatched(card):
 
 
 def test_tf32_is_rounded_to_nearest_even(card):
-    x = torch.ones(1, 64, 8, 8, device=card)
     weight = torch.zeros(64, 64, 1, 1, device=card)
     weight[:, 0] = 1.0
-    for value, rounded in (
-        (1 + 2.0**-11, 1.0),
-        (1 + 3 * 2.0**-11, 1 + 2.0**-9),
-        (1 + 2.0**-10, 1 + 2.0**-10),
-    ):
-        exactly(fused(x * value, weight, precision="tf32"), torch.full_like(x, rounded).double())
-        exactly(fused(x, weight * value, precision="tf32"), torch.full_like(x, rounded).double())
+    for width, layout in ((8, "nchw"), (7, "nchw"), (8, "channels_last")):  # as inputs are loaded
+        x = torch.ones(1, 64, 8, width, device=card).to(memory_format=LAYOUTS[layout])
+        for value, rounded in (
+            (1 + 2.0**-11, 1.0),
+            (1 + 3 * 2.0**-11, 1 + 2.0**-9),
+            (1 + 2.0**-10, 1 + 2.0**-10),
+        ):
+            exactly(fused(x * value, weight, precision="tf32"), torch.full_like(x, rounded).double())
+            exactly(fused(x, weight * value, precision="tf32"), torch.full_like(x, rounded).double())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize(("c", "k"), [(3, 96), (64, 128), (66, 130)])
-def test_random_values_are_as_good_as_cudnn_s(c, k, math, layout, card):
+@pytest.mark.parametrize("width", [31, 32])
+def test_random_values_are_as_good_as_cudnn_s(width, c, k, math, layout, card):
     torch.manual_seed(0)
     dtype, precision = MATHS[math]
-    x = torch.randn(4, c, 30, 31, device=card).to(dtype).to(memory_format=LAYOUTS[layout])
+    x = torch.randn(4, c, 30, width, device=card).to(dtype).to(memory_format=LAYOUTS[layout])
     weight = (torch.randn(k, c, 3, 3, device=card) / (3 * c**0.5)).to(dtype)
-    bias, residual = torch.randn(k, device=card).to(dtype), torch.randn(4, k, 30, 31, device=card).to(dtype)
+    bias, residual = (torch.randn(*s, device=card).to(dtype) for s in ((k,), (4, k, 30, width)))
     epilogue = [ops.hardswish(), ops.sub(residual)]
     expected = F.hardswish(convolution(x, weight, bias, padding=1)) - residual.double()
     words = {"padding": 1, "precision": precision, "epilogue": epilogue}
@@ -205,6 +231,39 @@ def test_random_values_are_as_good_as_cudnn_s(c, k, math, layout, card):
     assert errors[0] <= 2 * max(errors[1:]) + rounding
     for _ in range(5):
         assert torch.equal(fused(x, weight, bias, **words), ours)  # the same bits on every run
+
+
+IN_PLACE = {
+    "sigmoid": [ops.sigmoid()],
+    "silu": [ops.silu()],
+    "gelu": [ops.gelu()],
+    "gelu tanh": [ops.gelu(approximate="tanh")],
+    "tanh": [ops.tanh()],
+    "two of them": [ops.sigmoid(), ops.mul(2.0), ops.tanh()],
+    "hardswish": [ops.relu(), ops.hardswish()],
+    "hardsigmoid": [ops.hardsigmoid()],
+    "leaky_relu": [ops.leaky_relu(0.125), ops.clamp(-1.0, 2.0)],
+    "elu": [ops.elu(0.5)],
+    "gate": epiconv.trace(lambda y: y * torch.clamp((y + 3) / 6, 0, 1)),
+    "gate of a gate": epiconv.Program(
+        "v1 = sub(v0, 0.5); v2 = relu6(v1); v3 = mul(v0, v2); v4 = clamp(v3, -1.0, 1.0); v5 = mul(v4, v3)"
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("program", IN_PLACE)
+def test_programs_in_place(program, layout, card):
+    torch.manual_seed(0)
+    x = integers(2, 3, 19, 23, device=card).to(memory_format=LAYOUTS[layout])
+    weight, bias = integers(72, 3, 3, 3, device=card) / 8, integers(72, device=card)
+    words = {"epilogue": IN_PLACE[program], "precision": "tf32"}
+    plan = epiconv.explain(x, weight, bias, **words)
+    assert plan.path == "implicit_gemm" and plan.kernel.endswith("f32_interpreted_chain")
+    got = epiconv.fused_conv_epilogue(x, weight, bias, **words)
+    # Sums of eighths are exact on both paths, and the values behind them those of the same functions.
+    expected = epiconv.fused_conv_epilogue(x, weight, bias, algorithm="cudnn", **words)
+    torch.testing.assert_close(got, expected, rtol=2e-6, atol=1e-7)
 
 
 def test_nan_and_infinities_stay_where_they_are(card):

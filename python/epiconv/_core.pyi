@@ -118,7 +118,7 @@ class ConvPlan:
     alignment. Output, operands and bias may lie anywhere that suits their dtypes. The stride of a dimension
     of one element counts for nothing."""
 
-    kernel: str  # the name of what runs: "fprop_sm90_tf32_tma_f32_static", …
+    kernel: str  # the name of what runs: "fprop_sm90_tf32_rows_f32_static", …
     hides_epilogue: bool  # else a pass behind another convolution is faster
     weight_format: str  # packed weights of one weight tensor serve every plan with the same format
     packed_bytes: int

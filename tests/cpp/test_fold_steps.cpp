@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "device/fold_steps.h"
+#include "device/gates.h"
 #include "epiconv/error.h"
 #include "operation_dispatch.h"
 #include "pass.h"
@@ -49,6 +50,8 @@ float run(const std::vector<Step<float>>& steps, int save_input, float value) {
     const float c = argument(step, 2, value, slots);
     if (step.op == epiconv::kAddClampMul) {
       value = epiconv::ops::math::minimum(epiconv::ops::math::maximum(a + b, step.p), step.q) * c;
+    } else if (step.op == epiconv::kGate) {
+      value = epiconv::gated(step, a);
     } else {
       epiconv::visit_operation(step.op, [&]<typename Operation>() {
         value = Operation::forward(epiconv::ops::Inputs<float>{a, b, c, step.p, step.q});
@@ -61,7 +64,8 @@ float run(const std::vector<Step<float>>& steps, int save_input, float value) {
 
 struct Case {
   const char* program;
-  int folded;  // steps that are left
+  int folded;      // steps that are left
+  int gated = -1;  // steps that are left with gates, where there are some
 };
 
 const Case kCases[] = {
@@ -83,6 +87,20 @@ const Case kCases[] = {
     {"v1 = clamp(v0, -0.0, 0.0); v2 = mul(v1, -1.0)", 1},
     {"v1 = minimum(v0, nan)", 1},
     {"v1 = clamp(v0, None, b0); v2 = mul(v1, 2.0)", 2},  // an operand as bound
+    {"v1 = relu(v0); v2 = add(v1, 3.0); v3 = mul(v2, 0.16666667); v4 = clamp(v3, 0.0, 1.0); v5 = mul(v1, v4)",
+     4, 2},
+    {"v1 = add(v0, 3.0); v2 = relu6(v1); v3 = mul(v2, v0); v4 = mul(v3, 0.16666667)", 3, 2},
+    {"v1 = mul(v0, 0.2); v2 = hardtanh(v1, -0.5, 0.5); v3 = mul(v2, v0); v4 = add(v3, 1.0); v5 = clamp(v4, "
+     "0.0, "
+     "1.0); v6 = mul(v5, v3)",
+     5, 2},
+    {"v1 = sub(v0, 1.0); v2 = mul(v1, v0)", 2, 1},
+    {"v1 = add(v0, 1.0); v2 = clamp(v1, 0.0, 1.0); v3 = mul(v2, v0); v4 = add(v3, v0)",
+     3},                                                                   // v0 is read again
+    {"v1 = add(v0, 1.0); v2 = mul(v1, v0); v3 = mul(v2, v1)", 3},          // v1 is
+    {"v1 = clamp(v0, 0.0, 1.0); v2 = mul(v1, 0.5); v3 = mul(v2, v0)", 2},  // a clamp is last
+    {"v1 = add(v0, b0); v2 = mul(v1, v0)", 2},                             // numbers only
+    {"v1 = add(v0, 1.0); v2 = add(v1, v0)", 2},
 };
 
 std::uint32_t bits(float value) {
@@ -102,6 +120,19 @@ void test_case(const Case& expected) {
   if (static_cast<int>(folded.size()) != expected.folded) {
     fail(expected.program, epiconv::concat(folded.size(), " steps are left, not ", expected.folded));
   }
+  std::vector<Step<float>> gated = folded;
+  epiconv::Pass gated_pass;
+  gated_pass.program = epiconv::with_gates(pass.program);
+  const bool has_gates = gated_pass.program.steps.size() < pass.program.steps.size();
+  if (has_gates) {
+    gated.resize(gated_pass.program.steps.size());
+    epiconv::fill_steps(gated_pass, epiconv::PassPointers{}, gated.data());
+    gated.resize(epiconv::fold_steps(gated.data(), static_cast<int>(gated.size())));
+    if (!gated_pass.program.is_chain()) fail(expected.program, "it is no chain with gates");
+  }
+  if (expected.gated != (has_gates ? static_cast<int>(gated.size()) : -1)) {
+    fail(expected.program, epiconv::concat(gated.size(), " steps are left with gates, not ", expected.gated));
+  }
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   std::vector<float> values = {0.0f,    -0.0f, 1.0f,   -1.0f,     0.5f,       1e-45f,
                                -1e-45f, 3e38f, -3e38f, kInfinity, -kInfinity, std::nanf("")};
@@ -112,6 +143,11 @@ void test_case(const Case& expected) {
     if (bits(one_by_one) != bits(at_once)) {
       fail(expected.program,
            epiconv::concat("of ", value, ": ", at_once, " folded, ", one_by_one, " step by step"));
+    }
+    const float with_gates = run(gated, gated_pass.program.save_input, value);
+    if (has_gates && bits(one_by_one) != bits(with_gates)) {
+      fail(expected.program,
+           epiconv::concat("of ", value, ": ", with_gates, " with gates, ", one_by_one, " step by step"));
     }
   }
 }

@@ -9,9 +9,11 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "epiconv/error.h"
+#include "halo_cases.h"
 #include "host_model/halo_model.h"
 
 using epiconv::concat;
@@ -21,51 +23,16 @@ using epiconv::host_model::HaloRun;
 using epiconv::host_model::padded;
 using epiconv::host_model::Padding;
 using epiconv::host_model::run_halo_model;
-using epiconv::host_model::Stores;
 using epiconv::sm90::HaloGeometry;
 using epiconv::sm90::HaloPlan;
 using epiconv::sm90::HaloProblem;
+using epiconv::sm90::InputLoad;
+using epiconv::sm90::StoreKind;
+using namespace halo_cases;
 
 namespace {
 
-// kTma: NHWC whose pixels begin at multiples of 16 bytes. kGaps: gathered from (W, N, H, C) with gaps.
-enum class Input { kTma, kNhwc, kNchw, kGaps };
-constexpr std::string_view kInputNames[] = {"tma", "nhwc", "nchw", "gaps"};
-constexpr std::string_view kPaddingNames[] = {"zeros", "reflect", "replicate", "circular"};
-
-struct Case {
-  std::string_view reason;
-  int batch = 1, channels = 32, height = 16, width = 16;
-  int filters = 64, taps_r = 3, taps_s = 3;
-  int dilation_h = 1, dilation_w = 1;
-  struct Pads {
-    int top = 0, bottom = 0, left = 0, right = 0;
-  } pads = {};
-  int element_bytes = 4, output_bytes = 4;
-  Input input = Input::kTma;
-  Padding padding = Padding::kZeros;
-  bool channels_last = true;
-
-  int out_height() const { return height + pads.top + pads.bottom - dilation_h * (taps_r - 1); }
-  int out_width() const { return width + pads.left + pads.right - dilation_w * (taps_s - 1); }
-  HaloProblem problem() const {
-    return {batch,     channels,     height,      width,         filters,
-            taps_r,    taps_s,       dilation_h,  dilation_w,    pads.top,
-            pads.left, out_height(), out_width(), element_bytes, input != Input::kTma};
-  }
-};
-
-// What reproduces a case.
-std::string to_text(const Case& c) {
-  return concat("{.batch = ", c.batch, ", .channels = ", c.channels, ", .height = ", c.height,
-                ", .width = ", c.width, ", .filters = ", c.filters, ", .taps_r = ", c.taps_r,
-                ", .taps_s = ", c.taps_s, ", .dilation_h = ", c.dilation_h, ", .dilation_w = ", c.dilation_w,
-                ", .pads = {", c.pads.top, ", ", c.pads.bottom, ", ", c.pads.left, ", ", c.pads.right,
-                "}, .element_bytes = ", c.element_bytes, ", .output_bytes = ", c.output_bytes, "}, input ",
-                kInputNames[static_cast<int>(c.input)], ", padding ",
-                kPaddingNames[static_cast<int>(c.padding)], c.channels_last ? ", NHWC" : ", NCHW",
-                " output (", c.reason, ")");
-}
+bool by_rows(const HaloGeometry& g) { return g.raw_stages_per_warp > 0; }
 
 // Ways through the kernel, each of which some case is to take.
 struct Way {
@@ -95,16 +62,41 @@ std::vector<Way> ways{
     {"a last block of fewer steps",
      [](const HaloGeometry& g) { return g.last_steps * epiconv::sm90::kStepBytes < g.row_bytes; }},
     {"runs > 1", [](const HaloGeometry& g) { return g.runs.divisor > 1; }},
+    {"raw rows of 16 bits", [](const HaloGeometry& g) { return by_rows(g) && g.input_bytes == 2; }},
+    {"raw rows of 32 bits",
+     [](const HaloGeometry& g) { return by_rows(g) && g.input_bytes == g.element_bytes; }},
+    {"raw rows of 32 bits that become 16",
+     [](const HaloGeometry& g) { return by_rows(g) && g.input_bytes > g.element_bytes; }},
+    {"raw rows of an odd pitch",
+     [](const HaloGeometry& g) { return by_rows(g) && g.pitch.divisor % 2 == 1; }},
+    {"raw rows of whole batches",
+     [](const HaloGeometry& g) { return by_rows(g) && g.pitch.divisor % 128 == 0; }},
+    {"raw rows of less than a warp's pixels",
+     [](const HaloGeometry& g) { return by_rows(g) && g.pitch.divisor <= 16; }},
+    {"raw rows of one matrix",
+     [](const HaloGeometry& g) { return by_rows(g) && g.input_bytes == 2 && g.pitch.divisor <= 8; }},
+    {"raw rows of two matrices",
+     [](const HaloGeometry& g) {
+       return by_rows(g) && g.input_bytes == 2 && g.pitch.divisor > 8 && g.pitch.divisor <= 16;
+     }},
+    {"raw rows of strips", [](const HaloGeometry& g) { return by_rows(g) && g.strips.divisor > 1; }},
+    {"raw rows of stacked images", [](const HaloGeometry& g) { return by_rows(g) && g.stacked; }},
+    {"raw rows in several chunks", [](const HaloGeometry& g) { return by_rows(g) && g.raw_chunks > 1; }},
+    {"raw rows of fewer chunks in the last block",
+     [](const HaloGeometry& g) { return by_rows(g) && g.last_raw_chunks < g.raw_chunks; }},
+    {"raw rows that end behind the last channel",
+     [](const HaloGeometry& g) { return by_rows(g) && g.channels % g.raw_channels != 0; }},
+    {"raw rows beside kept ones",
+     [](const HaloGeometry& g) {
+       return by_rows(g) && g.runs.divisor > 2 && g.units <= g.num_slots && g.step_offset == 0 &&
+              256 * g.row_bytes % epiconv::sm90::kSwizzleAtom == 0;
+     }},
+    {"two raw stages", [](const HaloGeometry& g) { return g.raw_stages_per_warp == 2; }},
+    {"four raw stages", [](const HaloGeometry& g) { return g.raw_stages_per_warp == 4; }},
     {"rows of 32 bytes", [](const HaloGeometry& g) { return g.row_bytes == 32; }},
     {"rows of 64 bytes", [](const HaloGeometry& g) { return g.row_bytes == 64; }},
     {"rows of 128 bytes", [](const HaloGeometry& g) { return g.row_bytes == 128; }},
 };
-
-using Random = std::mt19937;
-
-int between(Random& random, int first, int last) {
-  return first + static_cast<int>(random() % static_cast<std::uint32_t>(last - first + 1));
-}
 
 std::array<std::int64_t, 4> input_strides(const Case& c) {
   const std::int64_t n = c.batch, h = c.height, w = c.width, channels = c.channels;
@@ -118,6 +110,11 @@ std::array<std::int64_t, 4> input_strides(const Case& c) {
       return {h * w * channels, 1, w * channels, channels};
     case Input::kNchw:
       return {channels * h * w, h * w, w, 1};
+    case Input::kRows: {
+      const std::int64_t elements = 16 / c.input_bytes;
+      const std::int64_t row = (w + elements - 1) / elements * elements;
+      return {channels * h * row, h * row, row, 1};
+    }
     case Input::kGaps:
       break;
   }
@@ -222,196 +219,12 @@ std::string run_case(const Case& c, const HaloGeometry& geometry, std::uint32_t 
   try {
     const HaloInput input{data.input, data.strides};
     return compare(c, data,
-                   run_halo_model({geometry, c.input != Input::kTma, c.padding, input, data.weights,
-                                   c.channels_last, c.output_bytes}));
+                   run_halo_model({geometry, c.load(), c.padding, input, data.weights, c.channels_last,
+                                   c.output_bytes}));
   } catch (const HaloFault& fault) {
     return fault.what();
   }
 }
-
-const std::vector<Case> kCases{
-    {.reason = "one pixel, one channel, one filter",
-     .channels = 1,
-     .height = 1,
-     .width = 1,
-     .filters = 1,
-     .taps_r = 1,
-     .taps_s = 1},
-    {.reason = "the headline's width: a pitch that 256 is no multiple of",
-     .channels = 64,
-     .height = 5,
-     .width = 128,
-     .filters = 128},
-    {.reason = "the same, 16-bit",
-     .channels = 64,
-     .height = 6,
-     .width = 128,
-     .filters = 128,
-     .element_bytes = 2,
-     .output_bytes = 2,
-     .channels_last = false},
-    {.reason = "8 channels to 32 filters: rows of 32 bytes, resident weights",
-     .batch = 2,
-     .channels = 8,
-     .height = 20,
-     .width = 62,
-     .filters = 32},
-    {.reason = "8 channels of 16 bits: half of a step is behind the last channel",
-     .channels = 8,
-     .height = 12,
-     .width = 30,
-     .filters = 32,
-     .element_bytes = 2,
-     .output_bytes = 2},
-    {.reason = "rows of 64 bytes, whose last step is not full",
-     .channels = 12,
-     .height = 14,
-     .width = 14,
-     .pads = {.top = 1, .bottom = 1, .left = 1, .right = 1}},
-    {.reason = "three of four steps in the only block",
-     .channels = 40,
-     .height = 9,
-     .width = 15,
-     .element_bytes = 2,
-     .output_bytes = 2},
-    {.reason = "one channel behind the last full block",
-     .channels = 65,
-     .height = 7,
-     .width = 9,
-     .element_bytes = 2,
-     .output_bytes = 2,
-     .input = Input::kNchw,
-     .channels_last = false},
-    {.reason = "an image's first layer, from NCHW",
-     .batch = 2,
-     .channels = 3,
-     .height = 30,
-     .width = 33,
-     .taps_r = 7,
-     .taps_s = 7,
-     .pads = {.top = 3, .bottom = 3, .left = 3, .right = 3},
-     .input = Input::kNchw,
-     .channels_last = false},
-    {.reason = "images of one pixel, stacked",
-     .batch = 300,
-     .channels = 16,
-     .height = 1,
-     .width = 1,
-     .taps_r = 1,
-     .taps_s = 1},
-    {.reason = "small images with a halo, stacked",
-     .batch = 17,
-     .channels = 32,
-     .height = 7,
-     .width = 7,
-     .pads = {.top = 1, .bottom = 1, .left = 1, .right = 1}},
-    {.reason = "two images of a tile, gathered and reflected",
-     .batch = 9,
-     .channels = 5,
-     .height = 8,
-     .width = 5,
-     .filters = 66,
-     .pads = {.top = 2, .bottom = 3, .left = 4, .right = 1},
-     .output_bytes = 2,
-     .input = Input::kGaps,
-     .padding = Padding::kReflect},
-    {.reason = "padding wider than the image",
-     .batch = 3,
-     .channels = 8,
-     .height = 2,
-     .width = 3,
-     .pads = {.top = 4, .bottom = 3, .left = 4, .right = 2}},
-    {.reason = "circular padding of a whole image",
-     .channels = 8,
-     .height = 4,
-     .width = 4,
-     .pads = {.top = 4, .bottom = 4, .left = 4, .right = 4},
-     .input = Input::kNhwc,
-     .padding = Padding::kCircular},
-    {.reason = "two dimensions of taps that one box cannot hold",
-     .height = 48,
-     .width = 48,
-     .filters = 2,
-     .taps_r = 11,
-     .taps_s = 11,
-     .dilation_h = 3,
-     .dilation_w = 3,
-     .pads = {.top = 4, .left = 4}},
-    {.reason = "the same, 16-bit, gathered",
-     .channels = 66,
-     .height = 44,
-     .width = 40,
-     .filters = 1,
-     .taps_r = 11,
-     .taps_s = 11,
-     .dilation_h = 3,
-     .dilation_w = 3,
-     .element_bytes = 2,
-     .input = Input::kNchw},
-    {.reason = "a filter wider than any box",
-     .channels = 3,
-     .height = 2,
-     .width = 310,
-     .filters = 8,
-     .taps_r = 1,
-     .taps_s = 300,
-     .input = Input::kNchw,
-     .channels_last = false},
-    {.reason = "a filter higher than any box",
-     .channels = 3,
-     .height = 640,
-     .width = 3,
-     .filters = 8,
-     .taps_r = 600,
-     .taps_s = 1,
-     .input = Input::kNchw},
-    {.reason = "taps far apart",
-     .channels = 8,
-     .height = 2,
-     .width = 420,
-     .filters = 3,
-     .taps_r = 2,
-     .taps_s = 3,
-     .dilation_h = 1,
-     .dilation_w = 200},
-    {.reason = "1-D, longer than a box is wide; strips are odd, the rest is even",
-     .channels = 16,
-     .height = 1,
-     .width = 1002,
-     .taps_r = 1,
-     .taps_s = 5,
-     .pads = {.left = 4},
-     .channels_last = false},
-    {.reason = "one column, high",
-     .channels = 16,
-     .height = 1001,
-     .width = 1,
-     .taps_r = 5,
-     .taps_s = 1,
-     .pads = {.top = 4}},
-    {.reason = "cropped by negative padding",
-     .channels = 8,
-     .height = 12,
-     .width = 20,
-     .pads = {.top = -2, .bottom = -1, .left = -3, .right = -2}},
-    {.reason = "three filter groups: one warpgroup a tile",
-     .channels = 32,
-     .height = 8,
-     .width = 17,
-     .filters = 192},
-    {.reason = "four filter groups, streamed weights of two tiles",
-     .channels = 32,
-     .height = 6,
-     .width = 19,
-     .filters = 250},
-    {.reason = "1x1: no halo at all",
-     .channels = 96,
-     .height = 16,
-     .width = 16,
-     .filters = 96,
-     .taps_r = 1,
-     .taps_s = 1},
-};
 
 // Multiplications that the model will do.
 double model_cost(const Case& c, const HaloGeometry& g) {
@@ -419,49 +232,14 @@ double model_cost(const Case& c, const HaloGeometry& g) {
          g.element_bytes * c.taps_r * c.taps_s;
 }
 
-template <std::size_t N>
-int one_of(Random& random, const int (&values)[N]) {
-  return values[random() % N];
-}
-
-Case random_case(Random& random) {
-  Case c{.reason = "random"};
-  c.batch = one_of(random, {1, 1, 2, 3, 17});
-  c.channels = one_of(random, {3, 4, 8, 16, 24, 33, 66});
-  c.filters = one_of(random, {1, 8, 64, 96, 130, 192});
-  const int square = one_of(random, {1, 2, 3, 5, 7, 11});
-  c.taps_r = one_of(random, {square, square, between(random, 1, 11)});
-  c.taps_s = one_of(random, {square, square, between(random, 1, 11)});
-  c.dilation_h = between(random, 1, 3);
-  c.dilation_w = one_of(random, {c.dilation_h, c.dilation_h, between(random, 1, 3)});
-  c.height = between(random, 1, one_of(random, {4, 16, 40}));
-  c.width = between(random, 1, one_of(random, {9, 33, 70, 270}));
-  c.element_bytes = one_of(random, {2, 4});
-  c.input = static_cast<Input>(one_of(random, {0, 0, 1, 2, 3}));
-  c.padding = c.input == Input::kTma ? Padding::kZeros : static_cast<Padding>(between(random, 0, 3));
-  const auto pad = [&](int extent) {
-    const int most = c.padding == Padding::kReflect    ? extent - 1
-                     : c.padding == Padding::kCircular ? extent
-                                                       : 4;
-    return between(random, 0, std::min(most, 4));
-  };
-  c.pads.top = pad(c.height);
-  c.pads.bottom = pad(c.height);
-  c.pads.left = pad(c.width);
-  c.pads.right = pad(c.width);
-  c.channels_last = between(random, 0, 1) == 1;
-  c.output_bytes = one_of(random, {2, 4});
-  return c;
-}
-
 }  // namespace
 
 int main() {
   constexpr int kRandomCases = 400;
   constexpr double kMostWork = 4e7;
-  constexpr std::size_t kWaysToStore = 6;
+  constexpr std::size_t kWaysToStore = 8;
   int failures = 0;
-  std::set<std::array<int, 3>> ways_to_store;
+  std::set<std::pair<int, StoreKind>> ways_to_store;
   const auto check = [&](const Case& c, const HaloPlan& plan, std::uint32_t seed) {
     if (!plan.why_not.empty()) {
       std::printf("FAILED %s: %s\n", to_text(c).c_str(), plan.why_not.c_str());
@@ -469,8 +247,10 @@ int main() {
       return;
     }
     for (Way& way : ways) way.times += way.taken(plan.geometry);
-    const Stores stores = Stores::of(plan.geometry, c.channels_last, c.output_bytes);
-    ways_to_store.insert({c.output_bytes, stores.filters, stores.width});
+    const StoreKind kind = epiconv::sm90::store_kind(
+        plan.geometry, epiconv::host_model::output_layout(c.filters, c.out_height(), c.out_width(),
+                                                          c.channels_last, c.output_bytes));
+    ways_to_store.emplace(c.output_bytes, kind);
     const std::string what = run_case(c, plan.geometry, seed);
     if (what.empty()) return;
     std::printf("FAILED %s, seed %u: %s\n", to_text(c).c_str(), seed, what.c_str());
@@ -482,6 +262,7 @@ int main() {
     const Case c = random_case(random);
     if (c.out_height() < 1 || c.out_width() < 1) continue;
     const HaloPlan plan = plan_halo(c.problem());
+    if (!plan.why_not.empty() && c.load() == InputLoad::kRows) continue;  // would be gathered
     if (plan.why_not.empty() && model_cost(c, plan.geometry) > kMostWork) continue;
     check(c, plan, static_cast<std::uint32_t>(++done));
   }

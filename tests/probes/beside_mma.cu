@@ -362,6 +362,26 @@ struct Fma : Op32 {  // for comparison: known to cost power only
     asm volatile("fma.rn.f32 %0, %0, %1, %2;" : "+r"(x[i]) : "r"(a), "r"(b));
   }
 };
+struct FloatAdd : Op32 {
+  static __device__ __forceinline__ void step(Word (&x)[4], int i, Word a, Word) {
+    asm volatile("add.rn.f32 %0, %0, %1;" : "+r"(x[i]) : "r"(a));
+  }
+};
+struct FloatProduct : Op32 {
+  static __device__ __forceinline__ void step(Word (&x)[4], int i, Word a, Word) {
+    asm volatile("mul.rn.f32 %0, %0, %1;" : "+r"(x[i]) : "r"(a));
+  }
+};
+struct FloatMaximum : Op32 {
+  static __device__ __forceinline__ void step(Word (&x)[4], int i, Word, Word) {
+    asm volatile("max.NaN.f32 %0, %0, 0f3F800000;" : "+r"(x[i]));
+  }
+};
+struct PackBf16 : Op32 {
+  static __device__ __forceinline__ void step(Word (&x)[4], int i, Word a, Word) {
+    asm volatile("cvt.rn.bf16x2.f32 %0, %0, %1;" : "+r"(x[i]) : "r"(a));
+  }
+};
 struct ReadClock64 : Op64 {  // xor, because a clock that nobody uses is not read
   static __device__ __forceinline__ void step(Word (&x)[4], int i, Word, Word) {
     Word clock;
@@ -788,6 +808,10 @@ void section_a(Probe& probe) {
   both_intensities<Divide>(probe, "u32 / u32", false);
   both_intensities<ToFloatAndBack>(probe, "I2F and F2I", false);
   both_intensities<Fma>(probe, "FFMA", false);
+  both_intensities<FloatAdd>(probe, "FADD", false);
+  both_intensities<FloatProduct>(probe, "FMUL", false);
+  both_intensities<FloatMaximum>(probe, "FMNMX", false);
+  both_intensities<PackBf16>(probe, "F2FP bf16x2", false);
   both_intensities<ReadClock64>(probe, "clock64", false);
   both_intensities<ClockProductOnly>(probe, "clock64, product", false);
   both_intensities<ClockProduct>(probe, "clock64, product, compare", true);

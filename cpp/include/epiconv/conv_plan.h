@@ -65,8 +65,8 @@ class EPICONV_API ConvPlan {
 
   // What runs: "fprop_sm90_tf32_tma_f32_static".
   const std::string& kernel() const;
-  // Whether the epilogue is computed over whole tiles, by a static evaluator or step by step. Where it is
-  // interpreted chunk by chunk, a pass of its own behind another convolution is faster.
+  // Whether the epilogue is computed over whole tiles, by a static evaluator or step by step, and is short
+  // enough for that. Else a pass of its own behind another convolution is faster.
   bool hides_epilogue() const;
   // Weights packed for one plan serve every plan with the same format.
   const std::string& weight_format() const;

@@ -36,12 +36,16 @@ __device__ __forceinline__ Stored to_stored(T value) {
 // float64 with dimensions: they would be double.
 template <typename T, typename Visitor>
 __device__ __forceinline__ void visit_floating(DType dtype, Visitor&& visitor) {
+  if constexpr (std::is_same_v<T, double>) {
+    if (dtype == DType::kFloat64) {
+      visitor.template operator()<double>();
+      return;
+    }
+  }
   if (dtype == DType::kFloat16) {
     visitor.template operator()<__half>();
   } else if (dtype == DType::kBFloat16) {
     visitor.template operator()<__nv_bfloat16>();
-  } else if (std::is_same_v<T, double> && dtype == DType::kFloat64) {
-    visitor.template operator()<double>();
   } else {
     visitor.template operator()<float>();
   }

@@ -14,6 +14,7 @@
 
 #include "device/chunk.h"
 #include "device/fold_steps.h"
+#include "device/gates.h"
 #include "operation_dispatch.h"
 
 namespace epiconv {
@@ -58,6 +59,11 @@ struct Interpreted {
     if constexpr (kTakesFoldedSteps) {
       if (step.op == kAddClampMul) {
         run_folded(chunk, step, fetches, accumulator);
+        return;
+      }
+      if (step.op == kGate) {
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) accumulator[j] = gated(step, accumulator[j]);
         return;
       }
     }
@@ -179,6 +185,8 @@ struct StaticStep {
   using B = TheB;
   using C = TheC;
   static constexpr Opcode kOpcode = kTheOpcode;
+  // The factor of b, torch's alpha, which is 1 in a static program.
+  static constexpr bool kHasAlpha = kTheOpcode == Opcode::kAdd || kTheOpcode == Opcode::kSub;
 };
 
 template <typename... Steps>
@@ -195,6 +203,7 @@ struct StaticProgram {
  private:
   template <typename TheStep>
   static bool matches_step(const Step<double>& step) {
+    if (TheStep::kHasAlpha && step.p != 1.0) return false;
     return step.op == TheStep::kOpcode && step.source[0] == Source::kAccumulator &&
            matches_argument<typename TheStep::B>(step, 1) && matches_argument<typename TheStep::C>(step, 2);
   }
@@ -259,10 +268,11 @@ struct Static<TheShape, StaticProgram<Steps...>> {
 
   template <typename TheStep, typename B>
   static __device__ __forceinline__ void apply(const Step<T>& step, Values& accumulator, B&& b) {
+    const T p = TheStep::kHasAlpha ? T(1) : step.p;
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
       accumulator[j] =
-          TheStep::Operation::forward(ops::Inputs<T>{accumulator[j], b(j), step.number[2], step.p, step.q});
+          TheStep::Operation::forward(ops::Inputs<T>{accumulator[j], b(j), step.number[2], p, step.q});
     }
   }
 };

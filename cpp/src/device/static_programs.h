@@ -16,13 +16,11 @@ using MulNumber = StaticStep<ops::Mul, Opcode::kMul>;
 using MinimumNumber = StaticStep<ops::Minimum, Opcode::kMinimum>;
 using ClampNumbers = StaticStep<ops::Clamp, Opcode::kClamp>;
 using Relu = StaticStep<ops::Relu, Opcode::kRelu>;
-using Hardswish = StaticStep<ops::Hardswish, Opcode::kHardswish>;
 using Sigmoid = StaticStep<ops::Sigmoid, Opcode::kSigmoid>;
 using AddBias = AddOperand<kBiasOperand>;
 
 using MinAddMul = StaticProgram<AddBias, MinimumNumber, AddOperand<0>, MulNumber>;
 using ReluAdd = StaticProgram<AddBias, Relu, AddOperand<0>>;
-using ReluHardswish = StaticProgram<AddBias, Relu, Hardswish>;
 using AddClampMulClampDiv =
     StaticProgram<AddBias, AddOperand<0>, ClampNumbers, MulNumber, ClampNumbers, MulNumber>;
 using AddMulSigmoidGroupNorm =

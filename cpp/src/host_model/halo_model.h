@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "sm90/halo_geometry.h"
+#include "sm90/fprop.h"
 
 namespace epiconv::host_model {
 
@@ -35,7 +35,9 @@ struct HaloInput {
 
 struct HaloRun {
   sm90::HaloGeometry geometry;
-  bool gathered;  // else by TMA, which needs NHWC with pixels at multiples of 16 bytes, and zeros around them
+  // By boxes needs NHWC with pixels, by rows NCHW with rows at multiples of 16 bytes; both, zeros around
+  // them.
+  sm90::InputLoad load;
   Padding padding;
   HaloInput input;
   std::span<const std::int8_t> weights;  // (K, C, R, S), contiguous
@@ -43,14 +45,9 @@ struct HaloRun {
   std::int32_t output_bytes;             // of an output element: 4 (float32) or 2 (bfloat16)
 };
 
-// What a lane stores at a time: `width` filters of a pixel, or `width` pixels of a filter. As the kernel is
-// told for a dense output that begins at a multiple of 16 bytes.
-struct Stores {
-  bool filters;
-  std::int32_t width;
-
-  static Stores of(const sm90::HaloGeometry& geometry, bool channels_last, std::int32_t output_bytes);
-};
+// Of a dense output.
+sm90::TensorLayout output_layout(std::int64_t filters, std::int64_t height, std::int64_t width,
+                                 bool channels_last, std::int32_t output_bytes);
 
 // The weights as they lie in memory for the kernel: a filter group's taps after another's.
 std::vector<std::uint8_t> pack_weights(const sm90::HaloGeometry& geometry,

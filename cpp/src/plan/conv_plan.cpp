@@ -59,39 +59,51 @@ std::string why_not_of_32_bits(const ConvPlanProblem& problem, const std::vector
   return all ? "" : "an extent or a stride is too large for the kernel's 32-bit index arithmetic";
 }
 
-// Whether the copy engine can load the input.
-bool loads_by_tma(const ConvPlanProblem& problem) {
-  const Extents& extents = problem.conv.input();
-  const Extents& strides = problem.input_strides;
+// Whether the copy engine can load the input if it lies side by side along dimension `inner`.
+bool copies_along(int inner, const ConvPlanProblem& problem) {
   const int size = dtype_size(problem.input_dtype);
-  const bool converts = problem.input_dtype == DType::kFloat32 && problem.math != ConvMath::kTf32;
-  if (converts || problem.padding_mode != PaddingMode::kZeros || problem.input_alignment % 16 != 0)
-    return false;
-  if (extents[1] > 1 && strides[1] != 1) return false;
-  for (const int d : {0, 2, 3}) {
-    if (extents[d] > 1 && (strides[d] <= 0 || strides[d] * size % 16 != 0)) return false;
+  if (problem.padding_mode != PaddingMode::kZeros || problem.input_alignment % 16 != 0) return false;
+  for (int d = 0; d < 4; ++d) {
+    const std::int64_t stride = problem.input_strides[d];
+    if (problem.conv.input()[d] == 1) continue;
+    if (d == inner ? stride != 1 : stride <= 0 || stride * size % 16 != 0) return false;
   }
   return true;
 }
 
-sm90::HaloProblem halo_problem(const ConvPlanProblem& problem, bool gathered) {
+sm90::InputLoad input_load(const ConvPlanProblem& problem) {
+  const bool converts = problem.input_dtype == DType::kFloat32 && problem.math != ConvMath::kTf32;
+  if (!converts && copies_along(1, problem)) return sm90::InputLoad::kBoxes;
+  return copies_along(3, problem) ? sm90::InputLoad::kRows : sm90::InputLoad::kGather;
+}
+
+sm90::TensorLayout tensor_layout(DType dtype, const Extents& strides) {
+  sm90::TensorLayout layout{dtype, {}};
+  std::copy(strides.begin(), strides.end(), layout.strides);
+  return layout;
+}
+
+sm90::HaloProblem halo_problem(const ConvPlanProblem& problem, sm90::InputLoad load) {
   const ConvProblem& conv = problem.conv;
   const auto narrow = [](std::int64_t value) { return static_cast<std::int32_t>(value); };
-  return {narrow(conv.N()),
-          narrow(conv.C()),
-          narrow(conv.input()[2]),
-          narrow(conv.input()[3]),
-          narrow(conv.K()),
-          narrow(conv.weight()[2]),
-          narrow(conv.weight()[3]),
-          narrow(conv.dilation()[0]),
-          narrow(conv.dilation()[1]),
-          narrow(conv.padding_begin()[0]),
-          narrow(conv.padding_begin()[1]),
-          narrow(conv.output()[2]),
-          narrow(conv.output()[3]),
-          problem.math == ConvMath::kTf32 ? 4 : 2,
-          gathered};
+  return {
+      narrow(conv.N()),
+      narrow(conv.C()),
+      narrow(conv.input()[2]),
+      narrow(conv.input()[3]),
+      narrow(conv.K()),
+      narrow(conv.weight()[2]),
+      narrow(conv.weight()[3]),
+      narrow(conv.dilation()[0]),
+      narrow(conv.dilation()[1]),
+      narrow(conv.padding_begin()[0]),
+      narrow(conv.padding_begin()[1]),
+      narrow(conv.output()[2]),
+      narrow(conv.output()[3]),
+      problem.math == ConvMath::kTf32 ? 4 : 2,
+      dtype_size(problem.input_dtype),
+      load,
+      sm90::stores_filters(tensor_layout(problem.output_dtype, problem.output_strides), narrow(conv.K()))};
 }
 
 // Whether offsets from the begin of a tile's first image to the end of its last fit 32 bits.
@@ -99,12 +111,6 @@ bool offsets_fit(const sm90::HaloGeometry& g, const Extents& strides) {
   const std::int64_t image_positions = std::int64_t{g.image_rows.divisor} * g.pitch.divisor;
   const std::int64_t images = sm90::kTilePixels / image_positions + 1;  // behind the first
   return images * strides[0] + g.out_height * strides[2] + g.out_width * strides[3] <= kMaxInt;
-}
-
-sm90::TensorLayout tensor_layout(DType dtype, const Extents& strides) {
-  sm90::TensorLayout layout{dtype, {}};
-  std::copy(strides.begin(), strides.end(), layout.strides);
-  return layout;
 }
 
 void check(const ConvPlanProblem& problem) {
@@ -152,8 +158,12 @@ std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& problem, std::stri
     why_not = "the kernel stores each value once, and a GroupNorm needs all of a sample's before";
     return std::nullopt;
   }
-  fprop.gathered = !loads_by_tma(problem);
-  const sm90::HaloPlan halo = sm90::plan_halo(halo_problem(problem, fprop.gathered));
+  fprop.load = input_load(problem);
+  sm90::HaloPlan halo = sm90::plan_halo(halo_problem(problem, fprop.load));
+  if (fprop.load == sm90::InputLoad::kRows && !halo.why_not.empty()) {  // no room for raw stages
+    fprop.load = sm90::InputLoad::kGather;
+    halo = sm90::plan_halo(halo_problem(problem, fprop.load));
+  }
   why_not = halo.why_not;
   if (!why_not.empty()) return std::nullopt;
   const sm90::HaloGeometry& g = fprop.geometry = halo.geometry;

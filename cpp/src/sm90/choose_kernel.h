@@ -31,6 +31,5 @@ FpropKernel choose_kernel(const LoweredProgram& program, bool only_of_filters, S
 
 // Of the recipes, those of which the whole program is one pass behind a plain convolution.
 using ConvRecipes = StaticPrograms<MinAddMul, ReluAdd>;
-using ConvRecipesOfTf32 = StaticPrograms<MinAddMul, ReluAdd, ReluHardswish>;
 
 }  // namespace epiconv::sm90

@@ -7,7 +7,7 @@
 
 #include "device/chunk.h"
 #include "epiconv/conv_plan.h"
-#include "sm90/halo_geometry.h"
+#include "sm90/fragments.h"
 
 namespace epiconv::sm90 {
 
@@ -29,8 +29,7 @@ struct EpilogueParameters {
   std::int32_t save_input;  // slot for v0, or -1
   std::uint8_t fetches[kSteps];
   Step<T> steps[kSteps];
-  bool channels_last;  // the output's filters lie side by side and can be stored 16 bytes at a time
-  bool in_pairs;       // two pixels can be stored at a time
+  StoreKind store;
   bool runs_in_place;  // all steps are folded ones, with one element for each filter
   // Places of the operands that have one element for each filter.
   std::uint8_t num_of_filters;
@@ -48,10 +47,11 @@ struct GatheredInput {
 };
 
 struct ConvParameters {
-  CUtensorMap input_map;  // of the TMA producer
-  GatheredInput input;    // of the gather producer
-  const void* weights;    // packed
-  bool gathered;
+  CUtensorMap input_map;   // of a load by boxes or rows
+  CUtensorMap output_map;  // of StoreKind::kBoxes
+  GatheredInput input;     // of a load by gathering
+  const void* weights;     // packed
+  InputLoad load;
   HaloGeometry geometry;
   EpilogueParameters epilogue;
 };

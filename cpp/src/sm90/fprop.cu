@@ -7,7 +7,7 @@
 #include "sm90/conv_parameters.h"
 #include "sm90/fprop.h"
 #include "sm90/fprop_kernels.h"
-#include "sm90/fragments.h"
+#include "sm90/in_place.h"
 #include "sm90/pipeline.h"
 #include "sm90/tensor_map.h"
 
@@ -47,18 +47,20 @@ const char* name_of(ConvMath math) {
   return math == ConvMath::kTf32 ? "tf32" : math == ConvMath::kBf16 ? "bf16" : "fp16";
 }
 
+const char* name_of(InputLoad load) {
+  return load == InputLoad::kBoxes ? "tma" : load == InputLoad::kRows ? "rows" : "gather";
+}
+
+FpropProblem with_gates_of(const FpropProblem& problem) {
+  FpropProblem result = problem;
+  result.program = with_gates(problem.program);
+  return result;
+}
+
 PixelTensor pixel_tensor(const TensorLayout& layout, const TensorLayout& output) {
   PixelTensor tensor{nullptr, {}, layout.dtype, pattern_of(layout, output)};
   for (int d = 0; d < 4; ++d) tensor.strides[d] = static_cast<std::int32_t>(layout.strides[d]);
   return tensor;
-}
-
-// Whether all strides but dimension `inner`'s, which is 1, are multiples of `word` elements.
-bool in_words(const TensorLayout& layout, int inner, std::int64_t word) {
-  for (int d = 0; d < 4; ++d) {
-    if (d == inner ? layout.strides[d] != 1 : layout.strides[d] % word != 0) return false;
-  }
-  return true;
 }
 
 bool is_aligned(const void* pointer, int bytes = 16) {
@@ -78,6 +80,12 @@ GatheredInput gathered_input(const FpropProblem& problem) {
           problem.padding_mode,
           in_vectors,
           in_pairs};
+}
+
+// Bytes that divide the address of an output that is stored so.
+int store_alignment(StoreKind store, DType dtype) {
+  const int size = dtype_size(dtype);
+  return store == StoreKind::kPixels ? size : store == StoreKind::kPairsOfPixels ? 2 * size : 16;
 }
 
 void check(cudaError_t status, const char* what, const std::string& kernel, const HaloGeometry& g) {
@@ -111,13 +119,13 @@ struct Fprop::State {
   mutable std::atomic<std::uint64_t> prepared_devices{0};
 
   explicit State(const FpropProblem& the_problem)
-      : problem(the_problem),
+      : problem(with_gates_of(the_problem)),
         kernel(kernel_of(problem)),
-        name(concat("fprop_sm90_", name_of(problem.math), problem.gathered ? "_gather_" : "_tma_",
-                    kernel.evaluator)) {
+        name(
+            concat("fprop_sm90_", name_of(problem.math), "_", name_of(problem.load), "_", kernel.evaluator)) {
     const HaloGeometry& g = problem.geometry;
     pass.program = problem.program;
-    parameters.gathered = problem.gathered;
+    parameters.load = problem.load;
     parameters.geometry = g;
     parameters.input = gathered_input(problem);
     EpilogueParameters& epilogue = parameters.epilogue;
@@ -129,16 +137,9 @@ struct Fprop::State {
       }
     }
     epilogue.save_input = problem.program.save_input;
-    const int vector = 16 / dtype_size(problem.output.dtype);
-    epilogue.channels_last = g.filters % vector == 0 && in_words(problem.output, 1, vector);
-    // Pairs begin at even columns of a strip, and no strip ends within one.
-    epilogue.in_pairs = !epilogue.channels_last && in_words(problem.output, 3, 2) &&
-                        g.pitch.divisor % 2 == 0 && g.strip_width % 2 == 0 && g.out_width % 2 == 0;
+    epilogue.store = store_kind(g, problem.output);
     set_steps(epilogue, pass, PassPointers{}, kernel.takes_folded_steps);
-    epilogue.runs_in_place = only_of_filters(problem) && epilogue.save_input < 0 &&
-                             std::all_of(
-                                 epilogue.steps, epilogue.steps + epilogue.num_steps,
-                                 [](const Step<float>& step) { return step.op == kAddClampMul; });
+    epilogue.runs_in_place = only_of_filters(problem) && runs_in_place(epilogue);
   }
 
   // The limit of shared memory is a device's.
@@ -156,7 +157,9 @@ Fprop::~Fprop() = default;
 
 const std::string& Fprop::kernel() const { return state_->name; }
 bool Fprop::hides_epilogue() const {
-  return !state_->kernel.takes_folded_steps || state_->parameters.epilogue.runs_in_place;
+  const EpilogueParameters& epilogue = state_->parameters.epilogue;
+  if (!epilogue.runs_in_place) return !state_->kernel.takes_folded_steps;
+  return long_activations(epilogue) <= dtype_size(epilogue.output.dtype) / 2;
 }
 
 void Fprop::launch(const PassPointers& pointers, const void* weights, int device, void* stream) const {
@@ -165,15 +168,17 @@ void Fprop::launch(const PassPointers& pointers, const void* weights, int device
   const FpropProblem& problem = state_->problem;
   const HaloGeometry& g = problem.geometry;
   ConvParameters p = state_->parameters;
-  if (!problem.gathered) p.input_map = input_map(problem, pointers.input);
+  if (problem.load != InputLoad::kGather) p.input_map = input_map(problem, pointers.input);
   p.input.data = pointers.input;
   p.input.in_vectors = p.input.in_vectors && is_aligned(pointers.input);
   p.input.in_pairs = p.input.in_pairs && is_aligned(pointers.input, 2 * dtype_size(problem.input.dtype));
   p.weights = weights;
   EpilogueParameters& epilogue = p.epilogue;
   epilogue.output.data = pointers.output;
-  epilogue.channels_last = epilogue.channels_last && is_aligned(pointers.output);
-  epilogue.in_pairs = epilogue.in_pairs && is_aligned(pointers.output, 2 * dtype_size(epilogue.output.dtype));
+  if (!is_aligned(pointers.output, store_alignment(epilogue.store, epilogue.output.dtype))) {
+    epilogue.store = StoreKind::kPixels;
+  }
+  if (epilogue.store == StoreKind::kBoxes) p.output_map = output_map(problem, pointers.output);
   for (int i = 0; i < kNumOperandPlaces; ++i) epilogue.operands[i].data = pointers.operands[i];
   if (!problem.program.late_numbers.empty()) {
     set_steps(epilogue, state_->pass, pointers, state_->kernel.takes_folded_steps);

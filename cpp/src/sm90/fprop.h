@@ -8,7 +8,7 @@
 
 #include "epiconv/conv_plan.h"
 #include "pass.h"
-#include "sm90/halo_geometry.h"
+#include "sm90/fragments.h"
 
 namespace epiconv::sm90 {
 
@@ -18,10 +18,37 @@ struct TensorLayout {
   std::int64_t strides[4] = {};
 };
 
+// Whether all strides but dimension `inner`'s, which is 1, are multiples of `word` elements.
+inline bool in_words(const TensorLayout& layout, int inner, std::int64_t word) {
+  for (int d = 0; d < 4; ++d) {
+    if (d == inner ? layout.strides[d] != 1 : layout.strides[d] % word != 0) return false;
+  }
+  return true;
+}
+
+// Whether an output's filters lie side by side, a multiple of 16 bytes of them at multiples of 16 bytes.
+inline bool stores_filters(const TensorLayout& output, std::int32_t filters) {
+  const int word = 16 / dtype_size(output.dtype);
+  return filters % word == 0 && in_words(output, 1, word);
+}
+
+// How an output at a multiple of 16 bytes is stored.
+inline StoreKind store_kind(const HaloGeometry& g, const TensorLayout& output) {
+  if (stores_filters(output, g.filters)) {
+    const bool in_boxes =
+        g.warp_staging_bytes >= kBoxStagingBytes && boxes_lie_in_rows(g, dtype_size(output.dtype));
+    return in_boxes ? StoreKind::kBoxes : StoreKind::kFilters;
+  }
+  // Pairs begin at even columns of a strip, and no strip ends within one.
+  const bool in_pairs =
+      in_words(output, 3, 2) && g.pitch.divisor % 2 == 0 && g.strip_width % 2 == 0 && g.out_width % 2 == 0;
+  return in_pairs ? StoreKind::kPairsOfPixels : StoreKind::kPixels;
+}
+
 struct FpropProblem {
   HaloGeometry geometry{};
   ConvMath math = ConvMath::kTf32;
-  bool gathered = false;
+  InputLoad load = InputLoad::kGather;
   PaddingMode padding_mode = PaddingMode::kZeros;
   LoweredProgram program;
   TensorLayout input, output;  // strides of the output fit 32 bits, and so do the operands'
@@ -34,9 +61,10 @@ class Fprop {
   explicit Fprop(const FpropProblem& problem);
   ~Fprop();
 
-  // "fprop_sm90_tf32_tma_f32_static"
+  // "fprop_sm90_tf32_tma_f32_static"; "rows" or "gather" in the place of "tma"
   const std::string& kernel() const;
-  // Whether the program is computed over whole tiles, most of the time while another tile is multiplied. An
+  // Whether the program is computed over whole tiles, and has no more long activations than a pass behind
+  // another convolution takes the time of: about one where it moves 16-bit elements, and two of 32. An
   // interpreter that goes chunk by chunk takes far longer: nothing hides what its one warp per scheduler
   // waits for.
   bool hides_epilogue() const;

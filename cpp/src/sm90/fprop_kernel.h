@@ -1,21 +1,25 @@
 // Convolution as implicit GEMM over halo tiles (halo_geometry.h), with the epilogue in its store stage.
 //
 // One block per SM computes a range of tiles. Its three warpgroups:
-//   producer   warp 0 streams weights; the other warps load input boxes, by TMA (one thread) or by gathering
+//   producer   warp 0 streams weights; the other warps load input boxes: by TMA (one thread), by TMA as raw
+//              rows that they turn, or by gathering
 //   consumers  each 64 filters x 256 pixels in registers. They take turns at the tensor cores, so that the
 //              epilogue of one runs while the other multiplies: with two sharers both compute every tile,
 //              each its own filters, and change after each unit; with one, they compute tiles in turns.
 //
-// Shared memory: input slots, weight stages, staging of the consumer warps, tables of the gather, barriers.
+// Shared memory: input slots, weight stages, raw stages, staging of the consumer warps, tables of the gather,
+// barriers.
 //
 // Who waits for whom (pipeline.h):
 //   input producer  -- slot_full -->  consumers       -- slot_empty -->  input producer
+//   copy engine     -- raw_full -->   warp that turns, which then asks for the next raw row
 //   weight producer -- stage_full --> its consumer    -- stage_empty --> weight producer
 //   consumer        -- turn -->       other consumer
 #pragma once
 
 #include "sm90/gather_producer.h"
 #include "sm90/mainloop.h"
+#include "sm90/row_producer.h"
 #include "sm90/tma_producer.h"
 #include "sm90/weight_producer.h"
 
@@ -32,7 +36,9 @@ __device__ __forceinline__ void produce(const ConvParameters& p, const SharedMem
   const int thread = threadIdx.x;
   if (thread < 32) {
     if (thread == 0) produce_weights(p, shared);
-  } else if (p.gathered) {
+  } else if (p.load == InputLoad::kRows) {
+    RowProducer<Math, In>(p, shared, memory, thread - 32).run();
+  } else if (p.load == InputLoad::kGather) {
     GatherProducer<Math, In>(p, shared, memory, thread - 32).run();
   } else if (thread == 32) {
     produce_by_tma(p, shared);
@@ -44,7 +50,7 @@ __global__ void __launch_bounds__(kThreads, 1) fprop(const __grid_constant__ Con
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(kSwizzleAtom) std::uint8_t memory[];
   const SharedMemory shared{p.geometry, ptx::shared_address(memory)};
-  if (threadIdx.x == 0) shared.init_barriers(p.gathered);
+  if (threadIdx.x == 0) shared.init_barriers(p.load);
   __syncthreads();
   if (threadIdx.x < kProducerThreads) {
     ptx::give_registers<kProducerRegisters>();

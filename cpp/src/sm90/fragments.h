@@ -10,6 +10,10 @@
 
 namespace epiconv::sm90 {
 
+// How an output can be stored: boxes of filters by the copy engine, filters 16 bytes at a time, two pixels at
+// a time, or one.
+enum class StoreKind : std::uint8_t { kBoxes, kFilters, kPairsOfPixels, kPixels };
+
 inline constexpr int kAccumulators = kTilePixels / 2;  // of a thread: 64 filters x 256 pixels / 128 threads
 inline constexpr int kWarpFilters = 16;
 inline constexpr int kPiecePixels = 32;
@@ -38,6 +42,57 @@ EPICONV_HOST_DEVICE std::int32_t staging_offset(bool channels_last, std::int32_t
 }
 static_assert(kPiecePixels * (kWarpFilters * 4 + 16) <= kPieceStagingBytes);
 static_assert(kWarpFilters * (kPiecePixels + 8) * 4 <= kPieceStagingBytes);
+
+// Boxes in a warpgroup's staging memory: lines of 128 bytes, of 64 or 32 of the group's filters, for each
+// pixel; those of the other 32 filters behind those of all pixels. Swizzled as the copy engine reads them.
+// `size` is an element's, 4 or 2.
+inline constexpr int kLineBytes = 128;
+inline constexpr int kBoxBytes = 8192;
+inline constexpr int kBoxes = 2;  // one is filled while the other is stored
+static_assert(kBoxes * kBoxBytes == kConsumerWarps / 2 * kBoxStagingBytes);
+EPICONV_HOST_DEVICE constexpr std::int32_t line_filters(std::int32_t size) { return kLineBytes / size; }
+EPICONV_HOST_DEVICE constexpr std::int32_t box_pixels(std::int32_t size) {
+  return kBoxBytes / (kGroupFilters * size);
+}
+EPICONV_HOST_DEVICE constexpr std::int32_t box_pieces(std::int32_t size) {
+  return box_pixels(size) / kPiecePixels;
+}
+static_assert(kPieces / box_pieces(2) % kBoxes == 0);  // every tile begins with the first
+EPICONV_HOST_DEVICE std::uint32_t box_offset(std::int32_t size, std::int32_t pixel, std::int32_t filter) {
+  const std::int32_t line = filter / line_filters(size);
+  return line * box_pixels(size) * kLineBytes +
+         swizzled(
+             static_cast<std::uint32_t>(pixel * kLineBytes + (filter - line * line_filters(size)) * size),
+             kLineBytes);
+}
+
+// Whether the boxes of all tiles lie each in one row of the raster. A box must not begin left of a row, as it
+// would that goes to two (the copy engine calls that an illegal instruction), nor reach into the next strip.
+EPICONV_HOST_DEVICE bool boxes_lie_in_rows(const HaloGeometry& g, std::int32_t size) {
+  return g.strips.divisor == 1 && static_cast<std::int32_t>(g.pitch.divisor) % box_pixels(size) == 0;
+}
+
+// Where a box goes: the output pixel of its first position. The copy engine leaves out what lies outside of
+// the output: columns behind a row's last, rows between images, images behind the last.
+struct BoxTarget {
+  std::int32_t n, p, q;
+
+  // Of the tile's positions from `position` on; `image` is that of the tile's first.
+  EPICONV_HOST_DEVICE static BoxTarget of(const HaloGeometry& g, const Tile& tile, std::int32_t image,
+                                          std::int32_t position) {
+    const std::int32_t first = tile.offset + position;
+    const std::int32_t row = g.pitch.quotient(first);
+    const std::int32_t images_before = image - tile.raster * g.images_per_raster;
+    BoxTarget to{image,
+                 tile.first_row + row - images_before * static_cast<std::int32_t>(g.image_rows.divisor),
+                 first - row * static_cast<std::int32_t>(g.pitch.divisor)};
+    while (to.p >= static_cast<std::int32_t>(g.image_rows.divisor)) {
+      to.p -= static_cast<std::int32_t>(g.image_rows.divisor);
+      ++to.n;
+    }
+    return to;
+  }
+};
 
 // What a lane stores at its turn number `turn`: `width` elements that lie side by side in the output, the
 // first of which is this one.

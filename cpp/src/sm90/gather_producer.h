@@ -12,14 +12,13 @@
 #include "device/ptx/fences.h"
 #include "device/ptx/prefetch.h"
 #include "sm90/conv_parameters.h"
+#include "sm90/fragments.h"
+#include "sm90/kept_rows.h"
 #include "sm90/math.h"
 #include "sm90/pipeline.h"
 
 namespace epiconv::sm90 {
 
-inline constexpr int kGatherThreads = 32 * kGatherWarps;
-inline constexpr int kGatherBarrier = 1;
-inline constexpr int kLineBytes = 128;
 inline constexpr int kLoadsInFlight = 32;  // of a thread: what its registers hold, and what hides the latency
 
 // The index in [0, extent) that stands for `index`, or -1 where it is a zero. As torch.nn.functional.pad,
@@ -55,64 +54,20 @@ struct BoxTables {
                                        int thread) const {
     const HaloGeometry& g = p.geometry;
     const int num_rows = tile.box_rows(g, unit.rows(g));
-    for (int y = thread; y < num_rows; y += kGatherThreads) {
+    for (int y = thread; y < num_rows; y += kLoaderThreads) {
       const BoxRow row = BoxRow::of(g, tile, unit, y);
       const std::int32_t h = padded(row.h, g.height, p.input.padding_mode);
       rows[y] = h < 0 || row.n >= g.batch ? -1 : row.n * p.input.stride_n + h * p.input.stride_h;
     }
     const int first = box_column(g, tile, unit);
-    for (int x = thread; x < static_cast<int>(g.pitch.divisor); x += kGatherThreads) {
+    for (int x = thread; x < static_cast<int>(g.pitch.divisor); x += kLoaderThreads) {
       const std::int32_t w = padded(first + x, g.width, p.input.padding_mode);
       columns[x] = w < 0 ? -1 : w * p.input.stride_w;
     }
   }
 };
 
-// A unit of the block's tiles, one after the other.
-struct UnitWalk {
-  const HaloGeometry& g;
-  int index = 0, count;  // of the tile in the block
-  int u = 0;
-  Tile tile;
-  Unit unit = Unit::first();
-
-  __device__ __forceinline__ explicit UnitWalk(const HaloGeometry& geometry) : g(geometry) {
-    const TileRange range = TileRange::of(g);
-    count = range.last - range.first;
-    tile = Tile::of(g, range.first);
-  }
-  __device__ __forceinline__ bool ended() const { return index >= count; }
-  __device__ __forceinline__ void advance() {
-    unit.advance(g);
-    if (++u < g.units()) return;
-    u = 0;
-    unit = Unit::first();
-    tile.advance(g);
-    ++index;
-  }
-  __device__ __forceinline__ int box_rows() const { return tile.box_rows(g, unit.rows(g)); }
-
-  // Virtual rows from the tile before to this one, where that is the run before of the same strip; else 0.
-  __device__ __forceinline__ int rows_moved() const {
-    const bool follows = index > 0 && tile.filter_tile == 0 && (tile.first_row > 0 || tile.offset > 0);
-    return follows ? g.step_rows + (tile.offset < g.step_offset) : 0;
-  }
-  // How many of the box's first rows are the last ones of the same unit of the tile before, in a slot that
-  // still holds them. Slots and rows moved keep the swizzle, and where the slot is this one, rows move onto
-  // others that have moved already.
-  __device__ __forceinline__ int kept_rows() const {
-    const int pitch = static_cast<int>(g.pitch.divisor);
-    const int moved = rows_moved();
-    if (moved == 0 || g.units() > g.num_slots || moved * pitch * g.row_bytes % kSwizzleAtom != 0) return 0;
-    Tile before = tile;
-    before.offset -= g.step_offset;
-    if (before.offset < 0) before.offset += pitch;
-    const int kept = min(before.box_rows(g, unit.rows(g)) - moved, box_rows());
-    return kept > moved ? 0 : max(kept, 0);
-  }
-};
-
-// The elements of a box, row by row, of which the threads take every kGatherThreads-th.
+// The elements of a box, row by row, of which the threads take every kLoaderThreads-th.
 struct BoxCursor {
   std::int32_t y, x;
   std::int32_t width, step_rows, step_columns;
@@ -120,10 +75,10 @@ struct BoxCursor {
   __device__ __forceinline__ BoxCursor(const Divisor& by, int thread, int first_row)
       : y(by.quotient(thread)),
         width(static_cast<std::int32_t>(by.divisor)),
-        step_rows(by.quotient(kGatherThreads)) {
+        step_rows(by.quotient(kLoaderThreads)) {
     x = thread - y * width;
     y += first_row;
-    step_columns = kGatherThreads - step_rows * width;
+    step_columns = kLoaderThreads - step_rows * width;
   }
   __device__ __forceinline__ void advance() {
     y += step_rows;
@@ -144,24 +99,22 @@ class GatherProducer {
   __device__ __forceinline__ void run() {
     RingPlace place(g_.num_slots);
     int which = 0;
-    UnitWalk walk(g_);
+    const TileRange range = TileRange::of(g_);
+    UnitWalk walk(g_, range.first, range.last);
     table(which).fill(p_, walk.tile, walk.unit, thread_);
     while (!walk.ended()) {
       const int following = which == kBoxTables - 1 ? 0 : which + 1;
       UnitWalk next = walk;
       next.advance();
       if (!next.ended()) table(following).fill(p_, next.tile, next.unit, thread_);
-      ptx::named_barrier<kGatherBarrier, kGatherThreads>();
+      loader_barrier();
       if (!next.ended()) prefetch(next, table(following));
       ptx::mbarrier_wait(shared_.slot_empty(place.index()), place.empty_parity(), "empty slot",
                          place.index());
       std::uint8_t* const slot = memory_ + place.index() * g_.slot_bytes;
-      const int kept = walk.kept_rows();
-      if (kept > 0) {
-        keep_rows(walk, kept, place.index(), slot);
-        ptx::named_barrier<kGatherBarrier, kGatherThreads>();  // what is kept is overwritten next
-      }
-      fill_slot(walk, table(which), kept, slot);
+      const KeptRows kept = walk.kept_rows();
+      keep_rows<2>(shared_, kept, place, memory_, thread_);
+      fill_slot(walk, table(which), kept.count, slot);
       ptx::fence_async_shared();
       __syncwarp();
       if (thread_ % 32 == 0) ptx::mbarrier_arrive(shared_.slot_full(place.index()));
@@ -198,34 +151,8 @@ class GatherProducer {
       const std::int32_t column = tables.columns[x];
       if (row < 0 || column < 0) continue;
       const In* from = static_cast<const In*>(p_.input.data) + row + column;
-      for (int channel = first + thread_ / 32; channel < last; channel += kGatherWarps) {
+      for (int channel = first + thread_ / 32; channel < last; channel += kLoaderWarps) {
         ptx::prefetch_to_l2(from + channel * p_.input.stride_c);
-      }
-    }
-  }
-
-  // Copies the rows that the tile before has loaded. They are half of a box of 3 x 3 taps, and copies within
-  // shared memory take a fraction of the time of loads.
-  __device__ __forceinline__ void keep_rows(const UnitWalk& walk, int kept, int place,
-                                            std::uint8_t* slot) const {
-    int before = place - g_.units();
-    if (before < 0) before += g_.num_slots;
-    const int row = static_cast<int>(g_.pitch.divisor) * g_.row_bytes;
-    const auto* const from =
-        reinterpret_cast<const uint4*>(memory_ + before * g_.slot_bytes + walk.rows_moved() * row);
-    auto* const to = reinterpret_cast<uint4*>(slot);
-    const int pieces = kept * row / 16;
-    constexpr int kBatch = 2;
-#pragma unroll 1
-    for (int i = thread_; i < pieces; i += kBatch * kGatherThreads) {
-      uint4 batch[kBatch];
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        if (i + j * kGatherThreads < pieces) batch[j] = from[i + j * kGatherThreads];
-      }
-#pragma unroll
-      for (int j = 0; j < kBatch; ++j) {
-        if (i + j * kGatherThreads < pieces) to[i + j * kGatherThreads] = batch[j];
       }
     }
   }
@@ -257,8 +184,7 @@ class GatherProducer {
 
   __device__ __forceinline__ void store(std::uint8_t* slot, int position, int piece,
                                         const In (&values)[kPieceChannels]) const {
-    const std::uint32_t to = swizzled(position * g_.row_bytes + piece * 16, g_.row_bytes);
-    *reinterpret_cast<uint4*>(slot + to) = Math::pack(values);
+    *reinterpret_cast<uint4*>(slot + SlotRow::of(g_, position).piece(piece)) = Math::pack(values);
   }
 
   // kCount channels from `from` on, zeros behind the first `channels`.
@@ -325,9 +251,7 @@ class GatherProducer {
 
   // A piece of the first or of the second pixel.
   static __device__ __forceinline__ uint4 pack_one(const std::uint32_t* pairs, bool second) {
-    const std::uint32_t halves = second ? 0x7632 : 0x5410;
-    return {__byte_perm(pairs[0], pairs[1], halves), __byte_perm(pairs[2], pairs[3], halves),
-            __byte_perm(pairs[4], pairs[5], halves), __byte_perm(pairs[6], pairs[7], halves)};
+    return pack_of_pair(pairs, second ? 1 : 0);
   }
   static __device__ __forceinline__ uint4 pack_one(const float2* pairs, bool second) {
     float piece[kPieceChannels];
@@ -369,14 +293,11 @@ class GatherProducer {
     for (int second = 0; second < 2; ++second) {
       const int x = 2 * at.x - odd + second;
       if (x < 0 || x >= pitch) continue;
-      // A row begins at a multiple of its bytes, so that the swizzle exchanges pieces within it.
-      const std::uint32_t begin = (at.y * pitch + x) * g_.row_bytes;
-      const std::uint32_t exchange = swizzled(begin, g_.row_bytes) ^ begin;
+      const SlotRow row = SlotRow::of(g_, at.y * pitch + x);
 #pragma unroll
       for (int i = 0; i < kPairPieces; ++i) {
         if (i >= pieces) break;
-        *reinterpret_cast<uint4*>(slot + begin + (((first + i) * 16) ^ exchange)) =
-            pack_one(pairs + i * kPieceChannels, second);
+        *reinterpret_cast<uint4*>(slot + row.piece(first + i)) = pack_one(pairs + i * kPieceChannels, second);
       }
     }
   }

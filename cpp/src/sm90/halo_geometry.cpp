@@ -14,6 +14,9 @@ constexpr int kMinStages = 4;  // of weights, so that their loads run ahead of t
 constexpr int kGoodStages = 6;
 constexpr int kMaxBoxRows = 512;
 constexpr int kClocksPerStep = 128;  // of one m64n256 wgmma
+constexpr int kMinRawStages = 2;     // of a warp, one of which is loaded while the other is turned
+// Of a raw stage, about: enough to keep a few tens of KB on their way, whatever the hand-overs take.
+constexpr int kGoodRawBytes = 4608;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
@@ -27,8 +30,10 @@ struct Choice {
 void set_channels(const HaloProblem& problem, HaloGeometry& g) {
   const std::int64_t bytes = std::int64_t{problem.channels} * problem.element_bytes;
   g.element_bytes = problem.element_bytes;
+  g.input_bytes = problem.input_bytes;
   g.row_bytes = bytes <= 32 ? 32 : bytes <= 64 ? 64 : 128;
   g.channel_blocks = static_cast<int>(ceil_div(bytes, g.row_bytes));
+  g.full_steps = g.row_bytes / kStepBytes;
   g.last_steps =
       static_cast<int>(ceil_div(bytes - std::int64_t{g.channel_blocks - 1} * g.row_bytes, kStepBytes));
 }
@@ -45,6 +50,10 @@ bool set_raster(const HaloProblem& problem, const Choice& choice, HaloGeometry& 
   g.group_s = choice.group_s;
   g.groups_r = static_cast<int>(ceil_div(problem.taps_r, choice.group_r));
   g.groups_s = static_cast<int>(ceil_div(problem.taps_s, choice.group_s));
+  const std::int64_t taps = std::int64_t{g.channel_blocks} * g.taps_r * g.taps_s;
+  if (taps > kMaxInt) return false;
+  g.taps = static_cast<int>(taps);
+  g.units = g.channel_blocks * g.groups_r * g.groups_s;
   g.strips = Divisor(static_cast<std::uint32_t>(choice.strips));
   g.strip_width = static_cast<int>(ceil_div(problem.out_width, choice.strips));
   const std::int64_t halo_w = std::int64_t{choice.group_s - 1} * problem.dilation_w;
@@ -83,31 +92,87 @@ bool set_raster(const HaloProblem& problem, const Choice& choice, HaloGeometry& 
   return true;
 }
 
-// False where it does not fit.
-bool set_shared_memory(const HaloProblem& problem, HaloGeometry& g) {
+// Whether all boxes begin at columns that are multiples of `line`.
+bool begins_at_multiples(const HaloProblem& problem, const HaloGeometry& g, int line) {
+  return problem.pad_left % line == 0 && (g.strips.divisor == 1 || g.strip_width % line == 0) &&
+         (g.groups_s == 1 || g.group_s * problem.dilation_w % line == 0);
+}
+
+// A raw stage of `channels` channels. False where the copy engine, which begins at multiples of 16 bytes,
+// cannot load it: raw rows of 32 bits begin before the box then, those of 16 bits, which are turned as
+// matrices, do not.
+bool set_raw_stage(const HaloProblem& problem, int channels, HaloGeometry& g) {
+  const int block_channels = g.row_bytes / g.element_bytes;
+  const int last_channels = g.last_steps * kStepBytes / g.element_bytes;
+  const int line = g.raw_line = 16 / g.input_bytes;
+  const bool aligned = begins_at_multiples(problem, g, line);
+  if (!aligned && g.input_bytes == 2) return false;
+  g.raw_width = static_cast<int>(round_up(g.pitch.divisor + (aligned ? 0 : line - 1), line));
+  if (g.raw_width > kMaxPitch) return false;
+  // An odd number of 16 bytes, so that 16 bytes of each of 8 channels lie in different banks.
+  const bool is_odd = g.raw_width / line % 2 == 1;
+  if (g.input_bytes == 2 && !is_odd && g.raw_width + line <= kMaxPitch) g.raw_width += line;
+  g.raw_channels = channels;
+  g.raw_chunks = block_channels / channels;
+  g.last_raw_chunks = static_cast<int>(ceil_div(last_channels, channels));
+  g.raw_stage_bytes = static_cast<int>(round_up(g.raw_width * channels * g.input_bytes, 128));
+  return true;
+}
+
+// False where slots, weights and at least so many raw stages do not fit.
+bool set_stages(const HaloProblem& problem, HaloGeometry& g) {
   g.stage_bytes = kGroupFilters * g.row_bytes;
   const std::int64_t rows = std::int64_t{g.box_rows} * g.pitch.divisor;
   const std::int64_t slot = round_up(rows * g.row_bytes, kSwizzleAtom);
-  const int tables = problem.gathered ? kBoxTables * g.table_bytes() : 0;
+  const int tables = problem.load == InputLoad::kGather ? kBoxTables * g.table_bytes() : 0;
+  // Of so many raw stages of each warp. Boxes of the output, behind them, begin where a swizzle does.
+  const auto raw_bytes = [&](int stages) {
+    return round_up(std::int64_t{stages} * kLoaderWarps * g.raw_stage_bytes, kSwizzleAtom);
+  };
+  g.warp_staging_bytes = problem.stores_filters ? kBoxStagingBytes : kPieceStagingBytes;
+  const int staging = kConsumerWarps * g.warp_staging_bytes;
   const std::int64_t room =
-      kSharedLimit - kBarrierBytes - kStagingBytes - 2 * kTileMemoryBytes - round_up(tables, 128);
+      kSharedLimit - kBarrierBytes - staging - 2 * kTileMemoryBytes - round_up(tables, 128);
   // Dropped columns read behind the last slot; what lies there is read and not used.
-  const std::int64_t all_taps = std::int64_t{g.channel_blocks} * g.taps_r * g.taps_s * g.filter_groups();
-  const auto stages_beside = [&](std::int64_t slots) { return (room - slots * slot) / g.stage_bytes; };
-  if (2 * slot > room || stages_beside(2) < std::min<std::int64_t>(kMinStages, all_taps)) return false;
+  const std::int64_t all_taps = std::int64_t{g.taps} * g.filter_groups();
+  const auto stages_beside = [&](std::int64_t slots, int raw = kMinRawStages) {
+    return (room - slots * slot - raw_bytes(raw)) / g.stage_bytes;
+  };
+  if (2 * slot + raw_bytes(kMinRawStages) > room) return false;
+  if (stages_beside(2) < std::min<std::int64_t>(kMinStages, all_taps)) return false;
   g.slot_bytes = static_cast<int>(slot);
   g.weights_stay = all_taps <= std::min<std::int64_t>(kMaxWeightStages, stages_beside(2));
   const std::int64_t wanted = g.weights_stay ? all_taps : kGoodStages;
   g.num_slots = 2;
   while (g.num_slots < kMaxSlots && stages_beside(g.num_slots + 1) >= wanted) ++g.num_slots;
+  int raw = kMinRawStages;
+  while (raw < kMaxRawStages && stages_beside(g.num_slots, raw + 1) >= wanted) ++raw;
   g.num_stages = static_cast<int>(
-      g.weights_stay ? all_taps : std::min<std::int64_t>(kMaxWeightStages, stages_beside(g.num_slots)));
-  g.staging_offset = g.weights_offset() + g.num_stages * g.stage_bytes;
-  g.tile_memory_offset = g.staging_offset + kStagingBytes;
+      g.weights_stay ? all_taps : std::min<std::int64_t>(kMaxWeightStages, stages_beside(g.num_slots, raw)));
+  // The longer a turn, the longer the other consumer has for its epilogue. But the slots of all of a tile's
+  // units must then be full at a time, and full again soon after, which only the copy engine is fast enough
+  // for.
+  g.turn_is_tile = g.sharers == 1 || (problem.load == InputLoad::kBoxes && g.units <= g.num_slots);
+  g.raw_stages_per_warp = g.raw_stage_bytes > 0 ? raw : 0;
+  g.raw_offset = g.weights_offset() + g.num_stages * g.stage_bytes;
+  g.staging_offset = g.raw_offset + static_cast<int>(raw_bytes(raw));
+  g.tile_memory_offset = g.staging_offset + staging;
   g.table_offset = g.tile_memory_offset + 2 * kTileMemoryBytes;
   g.barrier_offset = g.table_offset + static_cast<int>(round_up(tables, 128));
   g.shared_bytes = g.barrier_offset + kBarrierBytes;
   return true;
+}
+
+// False where it does not fit.
+bool set_shared_memory(const HaloProblem& problem, HaloGeometry& g) {
+  if (problem.load != InputLoad::kRows) return set_stages(problem, g);
+  const int least = 16 / g.element_bytes;  // of a piece
+  for (int channels = g.row_bytes / g.element_bytes; channels >= least; channels /= 2) {
+    if (!set_raw_stage(problem, channels, g)) return false;
+    const bool is_good = g.raw_stage_bytes <= kGoodRawBytes || channels == least;
+    if (is_good && set_stages(problem, g)) return true;
+  }
+  return false;
 }
 
 // Clocks of all tiles, about: the tensor cores', or those of loads and stores where they take longer, and a
@@ -118,14 +183,16 @@ double cost(const HaloProblem& problem, const HaloGeometry& g) {
   constexpr double kStoreBytesPerClock = 18;   // an SM's share of the memory's rate
   constexpr double kEdge = 16;                 // pixels' worth of sectors that a row's two ends touch in vain
   constexpr double kUnitClocks = 500;          // of a unit's loads and hand-overs
-  const double steps = (g.channel_blocks - 1.0) * (g.row_bytes / kStepBytes) + g.last_steps;
+  const double steps = (g.channel_blocks - 1.0) * g.full_steps + g.last_steps;
   const double math = steps * g.taps_r * g.taps_s * kClocksPerStep * g.sharers;
-  const double box = static_cast<double>(g.box_rows) * g.pitch.divisor * g.row_bytes * g.units();
-  const double load = problem.gathered ? box * (1 + kEdge / g.pitch.divisor) / kGatherBytesPerClock
-                                       : box / kLoadBytesPerClock;
+  const double box = static_cast<double>(g.box_rows) * g.pitch.divisor * g.row_bytes * g.units;
+  const double edges = problem.load == InputLoad::kBoxes ? 1 : 1 + kEdge / g.pitch.divisor;
+  const double raw = problem.load == InputLoad::kRows ? 1.0 * g.input_bytes / g.element_bytes : 1;
+  const double load =
+      box * edges * raw / (problem.load == InputLoad::kGather ? kGatherBytesPerClock : kLoadBytesPerClock);
   const double stored = 1.0 * kTilePixels * kGroupFilters * g.sharers * g.element_bytes;
   const double store = stored * (1 + kEdge / g.strip_width) / kStoreBytesPerClock;
-  const double clocks = std::max({math, load, store}) + (box + stored) / 400 + kUnitClocks * g.units();
+  const double clocks = std::max({math, load, store}) + (box + stored) / 400 + kUnitClocks * g.units;
   return static_cast<double>(g.tiles) * clocks;
 }
 

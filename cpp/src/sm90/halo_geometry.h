@@ -33,13 +33,22 @@ inline constexpr int kSwizzleAtom = 1024;    // bytes after which a swizzle repe
 inline constexpr int kSharedLimit = 232448;  // bytes of dynamic shared memory that a block may have
 inline constexpr int kBarrierBytes = 1024;
 inline constexpr int kBoxTables = 3;           // of the gather producer
+inline constexpr int kLoaderWarps = 3;         // that load boxes by rows or by gathering
+inline constexpr int kMaxRawStages = 4;        // of each of them, by rows
 inline constexpr int kConsumerWarps = 8;       // of two warpgroups
 inline constexpr int kNumFilterOperands = 16;  // as many as there are places for operands
+// Of a consumer warp: a piece on its way to the output, or its share of its warpgroup's boxes (fragments.h).
 inline constexpr int kPieceStagingBytes = 2560;
-inline constexpr int kWarpStagingBytes = 2 * kPieceStagingBytes;  // one is filled while the other is stored
-inline constexpr int kStagingBytes = kConsumerWarps * kWarpStagingBytes;
+inline constexpr int kBoxStagingBytes = 4096;
 // Of a consumer: offsets of positions in the output, and operands of filters (store.h).
-inline constexpr int kTileMemoryBytes = kTilePixels * 4 + kNumFilterOperands * kGroupFilters * 4 + 64;
+inline constexpr int kTileMemoryBytes = kTilePixels * 4 + kNumFilterOperands * kGroupFilters * 4;
+
+// How boxes of the input come into their slots.
+enum class InputLoad : std::uint8_t {
+  kBoxes,   // by TMA: pixels whose channels lie side by side
+  kRows,    // by TMA as they come, rows of pixels that lie side by side; threads turn them into slot rows
+  kGather,  // by threads, from any strides and padding
+};
 
 struct HaloProblem {
   std::int32_t batch, channels, height, width;
@@ -48,7 +57,9 @@ struct HaloProblem {
   std::int32_t pad_top, pad_left;
   std::int32_t out_height, out_width;
   std::int32_t element_bytes;  // of what wgmma multiplies: 4 (tf32) or 2
-  bool gathered;               // by threads, who need tables in shared memory; else by TMA
+  std::int32_t input_bytes;    // of the input's elements
+  InputLoad load;
+  bool stores_filters;  // those of an output pixel lie side by side, to be stored in boxes
 };
 
 struct HaloGeometry {
@@ -58,13 +69,15 @@ struct HaloGeometry {
   std::int32_t pad_top, pad_left;
 
   std::int32_t element_bytes;
-  std::int32_t row_bytes;       // 32, 64 or 128, which is also the swizzle
-  std::int32_t channel_blocks;  // of row_bytes
-  std::int32_t last_steps;      // of kStepBytes in the last block; the others are full
+  std::int32_t row_bytes;               // 32, 64 or 128, which is also the swizzle
+  std::int32_t channel_blocks;          // of row_bytes
+  std::int32_t full_steps, last_steps;  // of kStepBytes in a block, and in the last one
 
   std::int32_t taps_r, taps_s;
   std::int32_t group_r, group_s;    // taps of a group, at most
   std::int32_t groups_r, groups_s;  // how many groups
+  std::int32_t units;               // of a tile
+  std::int32_t taps;                // of a filter, over all blocks of channels
 
   std::int32_t strip_width;  // output columns
   Divisor strips;
@@ -82,23 +95,29 @@ struct HaloGeometry {
   std::int32_t box_rows;                // of a slot, at most
 
   std::int32_t sharers;  // warpgroups that compute from a slot: 2 with 64 filters each, or 1
+  // Whether a consumer keeps the tensor cores for all units of a tile, not for one.
+  bool turn_is_tile;
   Divisor filter_tiles;  // of sharers * kGroupFilters filters
   std::int32_t tiles;
 
-  // Shared memory, in this order: slots, weight stages, staging, tile memory, tables, barriers.
+  // Shared memory, in this order: slots, weight stages, raw stages, staging, tile memory, tables, barriers.
   std::int32_t slot_bytes, num_slots;
   std::int32_t stage_bytes, num_stages;  // a stage holds one tap's weights for kGroupFilters filters
   bool weights_stay;                     // all weights have a stage of their own and are loaded once
+  // Of a load by rows. A raw stage is one row of the box as it lies in the input: [channel][raw_width].
+  std::int32_t input_bytes;  // of an element there
+  // The copy engine begins at columns that are multiples of 16 bytes, raw_line elements.
+  std::int32_t raw_line, raw_width, raw_channels;
+  std::int32_t raw_chunks, last_raw_chunks;  // of raw_channels, in a block and in the last one
+  std::int32_t raw_stage_bytes, raw_stages_per_warp, raw_offset;
+  std::int32_t warp_staging_bytes;
   std::int32_t staging_offset, tile_memory_offset, table_offset, barrier_offset;
   std::int32_t shared_bytes;
 
-  EPICONV_HOST_DEVICE std::int32_t units() const { return channel_blocks * groups_r * groups_s; }
   // Of a raster's virtual row.
   EPICONV_HOST_DEVICE std::int32_t image_of(std::int32_t row) const {
     return stacked ? image_rows.quotient(row) : 0;
   }
-  // Of a filter, over all blocks of channels.
-  EPICONV_HOST_DEVICE std::int32_t taps() const { return channel_blocks * taps_r * taps_s; }
   EPICONV_HOST_DEVICE std::int32_t weights_offset() const { return num_slots * slot_bytes; }
   EPICONV_HOST_DEVICE std::int32_t table_bytes() const { return box_rows * 8 + kMaxPitch * 4; }
   EPICONV_HOST_DEVICE std::int32_t filter_groups() const {
@@ -151,9 +170,13 @@ struct Tile {
     return raster * g.images_per_raster + g.image_of(first_row);
   }
 
-  // Input rows that the box of a group of `group_r` tap rows has.
+  // Input rows that the box of a group of `group_r` tap rows has. The run ends where the next one begins:
+  // step_rows below, `end` behind the begin of that row, which may be one row farther.
   EPICONV_HOST_DEVICE std::int32_t box_rows(const HaloGeometry& g, std::int32_t group_r) const {
-    return g.pitch.quotient(offset + kTilePixels - 1) + 1 + (group_r - 1) * g.dilation_h;
+    const std::int32_t end = offset + g.step_offset;
+    const std::int32_t run_rows =
+        g.step_rows + (end > 0 ? 1 : 0) + (end > static_cast<std::int32_t>(g.pitch.divisor) ? 1 : 0);
+    return run_rows + (group_r - 1) * g.dilation_h;
   }
 };
 
@@ -180,8 +203,9 @@ struct Unit {
     const std::int32_t left = g.taps_s - group_s * g.group_s;
     return left < g.group_s ? left : g.group_s;
   }
+  EPICONV_HOST_DEVICE std::int32_t taps(const HaloGeometry& g) const { return rows(g) * columns(g); }
   EPICONV_HOST_DEVICE std::int32_t steps(const HaloGeometry& g) const {
-    return channel_block + 1 == g.channel_blocks ? g.last_steps : g.row_bytes / kStepBytes;
+    return channel_block + 1 == g.channel_blocks ? g.last_steps : g.full_steps;
   }
 };
 
@@ -210,14 +234,26 @@ struct Pixel {
 // last image.
 struct BoxRow {
   std::int32_t n, h;
+  std::int32_t left;  // virtual rows of the image behind this one
 
   EPICONV_HOST_DEVICE static BoxRow of(const HaloGeometry& g, const Tile& tile, const Unit& unit,
                                        std::int32_t y) {
     const std::int32_t row = tile.first_row + y;
     const std::int32_t image = g.image_of(row);
+    const auto image_rows = static_cast<std::int32_t>(g.image_rows.divisor);
+    const std::int32_t image_row = row - image * image_rows;
     return {tile.raster * g.images_per_raster + image,
-            row - image * static_cast<std::int32_t>(g.image_rows.divisor) +
-                unit.group_r * g.group_r * g.dilation_h - g.pad_top};
+            image_row + unit.group_r * g.group_r * g.dilation_h - g.pad_top, image_rows - 1 - image_row};
+  }
+
+  // To the row below.
+  EPICONV_HOST_DEVICE void advance(const HaloGeometry& g) {
+    ++h;
+    if (--left >= 0) return;
+    const auto image_rows = static_cast<std::int32_t>(g.image_rows.divisor);
+    left += image_rows;
+    h -= image_rows;
+    ++n;
   }
 };
 
@@ -238,10 +274,24 @@ EPICONV_HOST_DEVICE std::uint32_t swizzled(std::uint32_t address, std::int32_t r
   return address ^ ((address >> 3) & static_cast<std::uint32_t>(row_bytes - 16));
 }
 
+// A pixel's row in a slot. It begins at a multiple of its bytes, so that the swizzle exchanges its pieces of
+// 16 bytes, the same way in rows a multiple of kSwizzleAtom apart.
+struct SlotRow {
+  std::uint32_t begin, exchange;  // bytes
+
+  EPICONV_HOST_DEVICE static SlotRow of(const HaloGeometry& g, std::int32_t pixel) {
+    const auto begin = static_cast<std::uint32_t>(pixel * g.row_bytes);
+    return {begin, swizzled(begin, g.row_bytes) ^ begin};
+  }
+  EPICONV_HOST_DEVICE std::uint32_t piece(std::int32_t index) const {
+    return begin + ((static_cast<std::uint32_t>(index) * 16) ^ exchange);
+  }
+};
+
 // Packed weights: [filter group][unit][tap of the group][filter of the group][channels of the block], each
 // tap of stage_bytes, swizzled as it lies in its stage. Offsets in bytes.
 EPICONV_HOST_DEVICE std::int64_t packed_group_bytes(const HaloGeometry& g) {
-  return static_cast<std::int64_t>(g.taps()) * g.stage_bytes;
+  return std::int64_t{g.taps} * g.stage_bytes;
 }
 // Tap number `index` of a filter group in packed weights, counted over all blocks of channels.
 struct PackedTap {

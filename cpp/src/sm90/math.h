@@ -12,6 +12,13 @@
 
 namespace epiconv::sm90 {
 
+// Eight channels of two 16-bit pixels side by side -> those of the first (0) or second (1) one.
+__device__ __forceinline__ uint4 pack_of_pair(const std::uint32_t* pairs, int pixel) {
+  const std::uint32_t halves = pixel == 0 ? 0x5410 : 0x7632;
+  return {__byte_perm(pairs[0], pairs[1], halves), __byte_perm(pairs[2], pairs[3], halves),
+          __byte_perm(pairs[4], pairs[5], halves), __byte_perm(pairs[6], pairs[7], halves)};
+}
+
 struct Tf32 {
   static constexpr int kPieceChannels = 4;  // of 16 bytes
   __device__ __forceinline__ static void multiply(float (&d)[128], std::uint64_t a, std::uint64_t b,

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kPackThreads) pack(const __grid_constant__ Pac
   const int stage_pieces = g.stage_bytes / 16;
   const std::int64_t stage = index / stage_pieces;
   const int in_stage = static_cast<int>(index - stage * stage_pieces);
-  const int taps = g.taps();
+  const int taps = g.taps;
   const int group = static_cast<int>(stage / taps);
   const PackedTap tap = PackedTap::of(g, static_cast<int>(stage - static_cast<std::int64_t>(group) * taps));
   const std::int64_t filter = static_cast<std::int64_t>(group) * kGroupFilters + in_stage / row_pieces;

@@ -11,8 +11,12 @@ namespace epiconv::sm90 {
 inline constexpr int kProducerThreads = 128;
 inline constexpr int kConsumerThreads = 128;  // of each warpgroup
 inline constexpr int kThreads = kProducerThreads + 2 * kConsumerThreads;
-inline constexpr int kGatherWarps = 3;
 inline constexpr int kWarpsPerGroup = 4;
+
+// Numbers of barriers, behind those of slots, weight stages and turns.
+inline constexpr int kRawBarriers = 2 * kMaxSlots + 2 * kMaxWeightStages + 2;
+inline constexpr int kBarriers = kRawBarriers + kLoaderWarps * kMaxRawStages;
+static_assert(kBarriers * 8 <= kBarrierBytes);
 
 // Shared memory of a block, by address.
 struct SharedMemory {
@@ -41,10 +45,15 @@ struct SharedMemory {
     return barrier(2 * kMaxSlots + 2 * kMaxWeightStages + consumer);
   }
 
+  // Filled by the copy engine for the loader warp that turns the rows, which asks for more when it has.
+  __device__ __forceinline__ std::uint32_t raw_full(int warp, int stage) const {
+    return barrier(kRawBarriers + warp * kMaxRawStages + stage);
+  }
+
   // By one thread.
-  __device__ void init_barriers(bool gathered) const {
+  __device__ void init_barriers(InputLoad load) const {
     for (int i = 0; i < kMaxSlots; ++i) {
-      ptx::mbarrier_init(slot_full(i), gathered ? kGatherWarps : 1);
+      ptx::mbarrier_init(slot_full(i), load == InputLoad::kBoxes ? 1 : kLoaderWarps);
       ptx::mbarrier_init(slot_empty(i), g.sharers * kWarpsPerGroup);
     }
     for (int i = 0; i < kMaxWeightStages; ++i) {
@@ -52,10 +61,10 @@ struct SharedMemory {
       ptx::mbarrier_init(stage_empty(i), kWarpsPerGroup);
     }
     for (int i = 0; i < 2; ++i) ptx::mbarrier_init(turn(i), kWarpsPerGroup);
+    for (int i = kRawBarriers; i < kBarriers; ++i) ptx::mbarrier_init(barrier(i), 1);
     ptx::mbarrier_init_fence();
   }
 };
-static_assert((2 * kMaxSlots + 2 * kMaxWeightStages + 2) * 8 <= kBarrierBytes);
 
 // A place in a ring, and how often the ring has been gone round.
 class RingPlace {

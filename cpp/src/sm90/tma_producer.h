@@ -17,7 +17,7 @@ __device__ __forceinline__ void produce_by_tma(const ConvParameters& p, const Sh
   Tile tile = Tile::of(g, range.first);
   for (int index = range.first; index < range.last; ++index, tile.advance(g)) {
     Unit unit = Unit::first();
-    for (int u = 0; u < g.units(); ++u) {
+    for (int u = 0; u < g.units; ++u) {
       const int rows = tile.box_rows(g, unit.rows(g));
       const std::uint32_t full = shared.slot_full(place.index());
       ptx::mbarrier_wait(shared.slot_empty(place.index()), place.empty_parity(), "empty slot", place.index());

@@ -37,25 +37,29 @@ __device__ __forceinline__ void produce_weights(const ConvParameters& p, const S
   const TileRange range = TileRange::of(g);
   const std::int64_t group_bytes = packed_group_bytes(g);
   RingPlace place(g.num_stages);
+  // Loads taps that lie one behind the other; returns where they end.
+  const auto load = [&](const std::uint8_t* from, int taps) {
+    for (int t = 0; t < taps; ++t, from += g.stage_bytes, place.next()) {
+      ptx::mbarrier_wait(shared.stage_empty(place.index()), place.empty_parity(), "empty stage",
+                         place.index());
+      load_stage(shared, place.index(), from);
+    }
+    return from;
+  };
   Tile tile = Tile::of(g, range.first);
   for (int index = range.first; index < range.last; ++index, tile.advance(g)) {
-    const auto* unit_weights =
+    const auto* from =
         static_cast<const std::uint8_t*>(p.weights) + tile.filter_tile * g.sharers * group_bytes;
+    if (g.turn_is_tile) {
+      for (int sharer = 0; sharer < g.sharers; ++sharer) from = load(from, g.taps);
+      continue;
+    }
     Unit unit = Unit::first();
-    for (int u = 0; u < g.units(); ++u) {
-      const int taps = unit.rows(g) * unit.columns(g);
-      for (int sharer = 0; sharer < g.sharers; ++sharer) {
-        const std::uint8_t* from = unit_weights + (sharer == 0 ? 0 : group_bytes);
-        for (int t = 0; t < taps; ++t) {
-          ptx::mbarrier_wait(shared.stage_empty(place.index()), place.empty_parity(), "empty stage",
-                             place.index());
-          load_stage(shared, place.index(), from);
-          from += g.stage_bytes;
-          place.next();
-        }
-      }
-      unit_weights += taps * g.stage_bytes;
-      unit.advance(g);
+    for (int u = 0; u < g.units; ++u, unit.advance(g)) {
+      const int taps = unit.taps(g);
+      const auto* const next = load(from, taps);
+      load(from + group_bytes, taps);
+      from = next;
     }
   }
 }

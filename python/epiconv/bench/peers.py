@@ -259,8 +259,14 @@ def _build_convolution(case: Case) -> tuple[Function, Case]:
     return bare, case
 
 
-def _build_epiconv(case: Case) -> tuple[Function, Case]:
-    program, arguments = case.problem.program, case.problem.conv_arguments
+def _build_convolution_channels_last(case: Case) -> tuple[Function, Case]:
+    if case.layout == "channels_last":
+        raise Unavailable(f"the case is channels_last already: see {BARE_CONVOLUTION}")
+    return _build_convolution(case.in_layout("channels_last"))
+
+
+def _build_epiconv(case: Case, **options: Any) -> tuple[Function, Case]:
+    program, arguments = case.problem.program, case.problem.conv_arguments | options
     weight, bias = case.weight, case.bias
 
     def fused(x: torch.Tensor, *operands: torch.Tensor) -> torch.Tensor:
@@ -268,6 +274,16 @@ def _build_epiconv(case: Case) -> tuple[Function, Case]:
         return epiconv.fused_conv_epilogue(x, weight, bias, epilogue=epilogue, **arguments)
 
     return fused, case
+
+
+def _build_epiconv_bf16(case: Case) -> tuple[Function, Case]:
+    if case.dtype_word != "fp32":
+        raise Unavailable("for float32 tensors")
+    return _build_epiconv(case, precision="bf16")
+
+
+def _build_implicit_gemm(case: Case) -> tuple[Function, Case]:
+    return _build_epiconv(case, algorithm="implicit_gemm")
 
 
 def explain_case(case: Case) -> Any:
@@ -301,6 +317,16 @@ PEERS: Final[dict[str, Peer]] = {
             "the convolution alone: no bias, no epilogue",
             _build_convolution,
             competes=False,
+        ),
+        Peer(
+            "convolution_channels_last",
+            "the same on channels_last tensors",
+            _build_convolution_channels_last,
+            competes=False,
+        ),
+        Peer("epiconv_bf16", "this library, precision bf16", _build_epiconv_bf16, competes=False),
+        Peer(
+            "implicit_gemm", "this library, its own convolution kernel", _build_implicit_gemm, competes=False
         ),
         Peer(EPICONV, "this library", _build_epiconv, competes=False),
     )

@@ -3,8 +3,13 @@
 
 namespace epiconv::ptx {
 
-// The value is computed at this place, and on no other path.
+// The value is computed at this place, and on no other path, and what is made of it begins with it.
 __device__ __forceinline__ void keep_here(float& value) { asm volatile("" : "+f"(value)); }
+
+template <typename T>
+__device__ __forceinline__ void keep_here(T*& pointer) {
+  asm volatile("" : "+l"(pointer));
+}
 
 // PTX ISA 10 "%laneid", read at this place: what is computed from it is not kept in registers from one loop
 // to the next, as all that follows from threadIdx may be.

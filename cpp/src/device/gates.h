@@ -1,0 +1,23 @@
+// Turns a value that is multiplied by a clamped multiple of itself, x * clamp((x + 3) / 6, 0, 1), into one
+// step, so that a program with such gates is a chain.
+#pragma once
+
+#include "epiconv/epilogue_ops/math.h"
+#include "lowering.h"
+
+namespace epiconv {
+
+// Behind all opcodes of the table: v = min(max((v + b) * c, p), q) * v, with the bits of the steps it stands
+// for. Parts that they lack are identities that change no bit: b = -0.0, c = 1, p = -inf, q = inf.
+inline constexpr Opcode kGate = static_cast<Opcode>(kNumOperations + 1);
+
+template <typename T>
+EPICONV_HOST_DEVICE T gated(const Step<T>& step, T v) {
+  const T product = (v + step.number[1]) * step.number[2];
+  return ops::math::minimum(ops::math::maximum(product, step.p), step.q) * v;
+}
+
+// With the gates that there are; those of numbers that are known when the program runs stay as they are.
+LoweredProgram with_gates(const LoweredProgram& program);
+
+}  // namespace epiconv

@@ -1,0 +1,285 @@
+#include "host_model/halo_output.h"
+
+#include <cstring>
+
+namespace epiconv::host_model {
+
+using sm90::BoxTarget;
+using sm90::HaloGeometry;
+using sm90::kGroupFilters;
+using sm90::kLineBytes;
+using sm90::kPieceAccumulators;
+using sm90::kPiecePixels;
+using sm90::kTilePixels;
+using sm90::kWarpFilters;
+using sm90::Pixel;
+using sm90::staging_offset;
+using sm90::StoredElements;
+using sm90::StoreKind;
+using sm90::Tile;
+
+namespace {
+
+constexpr std::int32_t kWarps = kGroupFilters / kWarpFilters;
+constexpr std::int32_t kWord = kPieceAccumulators / 2;  // positions of a filter in a piece
+constexpr std::int32_t kTmaAlignment = 128;
+
+}  // namespace
+
+OutputTiles::OutputTiles(const HaloRun& run, SharedMemory& shared)
+    : run_(run),
+      g_(run.geometry),
+      shared_(shared),
+      layout_(output_layout(g_.filters, g_.out_height, g_.out_width, run.channels_last, run.output_bytes)),
+      kind_(sm90::store_kind(g_, layout_)),
+      output_(layout_.strides[0] * g_.batch) {
+  if (kind_ != StoreKind::kBoxes) return;
+  for (const std::size_t dimension : {0, 2, 3}) {  // what cuTensorMapEncodeTiled would refuse
+    require(layout_.strides[1] == 1 && layout_.strides[dimension] * run.output_bytes % 16 == 0, "stride ",
+            layout_.strides[dimension], " of TMA is no multiple of 16 bytes");
+  }
+}
+
+void OutputTiles::store(const Tile& tile, std::int32_t sharer, const Accumulators& accumulators) {
+  const std::int32_t group = (tile.filter_tile * g_.sharers + sharer) * kGroupFilters;
+  const std::int32_t image = tile.image(g_);
+  if (kind_ == StoreKind::kBoxes) {
+    store_boxes(tile, image, sharer, group, accumulators);
+    return;
+  }
+  const std::int32_t first_row = g_.stacked ? 0 : tile.first_row;
+  const std::uint32_t offsets = fill_offsets(tile, image, first_row, sharer);
+  for (std::int32_t warp = 0; warp < kWarps; ++warp) {
+    const std::int32_t filter = group + warp * kWarpFilters, left = g_.filters - filter;
+    if (left <= 0) continue;
+    const auto staging = group_staging(sharer) + static_cast<std::uint32_t>(warp * g_.warp_staging_bytes);
+    const auto& strides = layout_.strides;
+    store_pieces(left < kWarpFilters ? StoreKind::kPixels : kind_, staging, offsets,
+                 image * strides[0] + filter * strides[1] + first_row * strides[2], left, warp, accumulators);
+  }
+}
+
+void OutputTiles::finish() {
+  for (std::deque<Box>& boxes : boxes_) {
+    for (const Box& box : boxes) complete(box);
+    boxes.clear();
+  }
+}
+
+// ---- What both ways to store do.
+
+// In the order of a chunk's words: word h of a lane's values is that of filter lane / 4 + 8 * h.
+void OutputTiles::take_piece(const Accumulators& accumulators, std::int32_t warp, std::int32_t piece,
+                             PieceValues& values) {
+  for (std::int32_t lane = 0; lane < 32; ++lane) {
+    for (std::int32_t i = 0; i < kPieceAccumulators; ++i) {
+      const std::int32_t from = piece * kPieceAccumulators + i;
+      const std::int32_t row = warp * kWarpFilters + sm90::accumulator_filter(lane, from);
+      values[lane][i / 2 % 2 * kWord + i / 4 * 2 + i % 2] =
+          accumulators[row][sm90::accumulator_position(lane, from)];
+    }
+  }
+}
+
+std::uint32_t OutputTiles::group_staging(std::int32_t sharer) const {
+  return static_cast<std::uint32_t>(g_.staging_offset + sharer * kWarps * g_.warp_staging_bytes);
+}
+
+// `size` bytes of staging memory, for one access.
+std::uint8_t* OutputTiles::staged(std::uint32_t address, std::int32_t size) {
+  const std::int64_t offset = std::int64_t{address} - g_.staging_offset;
+  require(offset >= 0 && offset + size <= sm90::kConsumerWarps * g_.warp_staging_bytes, size,
+          " bytes are accessed at ", offset, " of staging memory");
+  require(address % static_cast<std::uint32_t>(size) == 0, size, " bytes at ", address, " of shared memory");
+  return shared_.at(address, size);
+}
+
+// stmatrix.x4. Lane 8 * m + r brings the address of row r of matrix m.
+void OutputTiles::store_matrices(const Addresses& rows, const Matrices& matrices, bool transposed) {
+  for (std::int32_t m = 0; m < 4; ++m) {
+    for (std::int32_t r = 0; r < 8; ++r) {
+      std::uint8_t* const to = staged(rows[8 * m + r], 16);
+      for (std::int32_t c = 0; c < 8; ++c) {
+        const std::int32_t row = transposed ? c : r, column = transposed ? r : c;
+        const std::uint32_t pair = matrices[4 * row + column / 2][m];
+        const auto element = static_cast<std::uint16_t>(column % 2 == 0 ? pair : pair >> 16);
+        std::memcpy(to + 2 * c, &element, 2);
+      }
+    }
+  }
+}
+
+// ---- In boxes.
+
+void OutputTiles::store_boxes(const Tile& tile, std::int32_t image, std::int32_t sharer, std::int32_t group,
+                              const Accumulators& accumulators) {
+  const std::int32_t size = run_.output_bytes, box_pieces = sm90::box_pieces(size);
+  require(sm90::kBoxes * sm90::kBoxBytes <= kWarps * g_.warp_staging_bytes,
+          "boxes run out of staging memory");
+  std::deque<Box>& boxes = boxes_[static_cast<std::size_t>(sharer)];
+  for (std::int32_t number = 0; number < sm90::kPieces / box_pieces; ++number) {
+    const auto place = static_cast<std::uint32_t>(number % sm90::kBoxes * sm90::kBoxBytes);
+    const Box box{group_staging(sharer) + place, group,
+                  BoxTarget::of(g_, tile, image, number * sm90::box_pixels(size))};
+    require(box.target.q >= 0, "a box begins at column ", box.target.q);  // an illegal instruction
+    shared_.clear(box.address, sm90::kBoxBytes);
+    for (std::int32_t part = 0; part < box_pieces; ++part) {
+      for (std::int32_t warp = 0; warp < kWarps; ++warp) {
+        PieceValues values;
+        take_piece(accumulators, warp, number * box_pieces + part, values);
+        stage_box(box.address + static_cast<std::uint32_t>(part * kPiecePixels * kLineBytes), warp, values);
+      }
+    }
+    // Copies take until they are waited for.
+    for (; static_cast<std::int32_t>(boxes.size()) > sm90::kBoxes - 2; boxes.pop_front()) {
+      complete(boxes.front());
+    }
+    boxes.push_back(box);
+  }
+}
+
+// A warp's filters.
+void OutputTiles::stage_box(std::uint32_t box, std::int32_t warp, const PieceValues& values) {
+  const std::int32_t size = run_.output_bytes, warp_filter = warp * kWarpFilters;
+  if (size == 2) {
+    for (std::uint32_t h = 0; h < 2; ++h) {
+      Addresses rows;
+      Matrices matrices;
+      for (std::int32_t lane = 0; lane < 32; ++lane) {
+        for (std::uint32_t j = 0; j < 4; ++j) {
+          const float* const pair = &values[lane][h * kWord + 2 * j];
+          matrices[lane][j] = packed_pair(pair[0], pair[1]);
+        }
+        rows[lane] = (box + sm90::box_offset(size, lane, warp_filter)) ^ (16 * h);
+      }
+      store_matrices(rows, matrices, true);
+    }
+    return;
+  }
+  for (std::int32_t lane = 0; lane < 32; ++lane) {
+    for (std::int32_t e = 0; e < 2; ++e) {
+      const std::uint32_t row = box + sm90::box_offset(size, 2 * (lane % 4) + e, warp_filter + lane / 4);
+      for (std::uint32_t h = 0; h < 2; ++h) {
+        for (std::uint32_t j = 0; j < kPiecePixels / 8; ++j) {
+          const float value = values[lane][h * kWord + 2 * j + static_cast<std::uint32_t>(e)];
+          std::memcpy(staged((row ^ (32 * h)) + j * 8 * kLineBytes, 4), &value, 4);
+        }
+      }
+    }
+  }
+}
+
+void OutputTiles::complete(const Box& box) {
+  for (std::int32_t first = 0; first < kGroupFilters; first += sm90::line_filters(run_.output_bytes)) {
+    copy_line(box, first);
+  }
+}
+
+// One store of TMA: a line's filters of a box's pixels, without those outside of the output. The copy
+// engine swizzles addresses.
+void OutputTiles::copy_line(const Box& box, std::int32_t first) {
+  const BoxTarget& to = box.target;
+  const std::int32_t size = run_.output_bytes;
+  const std::uint32_t from = box.address + sm90::box_offset(size, 0, first);
+  require(from % kTmaAlignment == 0, "TMA reads from address ", from);
+  if (to.n < 0 || to.n >= g_.batch || to.p < 0 || to.p >= g_.out_height) return;
+  for (std::int32_t x = 0; x < sm90::box_pixels(size) && to.q + x < g_.out_width; ++x) {
+    for (std::int32_t e = 0; e < sm90::line_filters(size); ++e) {
+      const std::int32_t filter = box.group + first + e;
+      if (filter >= g_.filters) break;
+      const auto& strides = layout_.strides;
+      const auto address = from + static_cast<std::uint32_t>(x * kLineBytes + e * size);
+      output_.write(to.n * strides[0] + filter * strides[1] + to.p * strides[2] + (to.q + x) * strides[3], 1,
+                    size, staged(sm90::swizzled(address, kLineBytes), size));
+    }
+  }
+}
+
+// ---- In pieces, each warp on its own.
+
+// Returns the address of the table.
+std::uint32_t OutputTiles::fill_offsets(const Tile& tile, std::int32_t image, std::int32_t first_row,
+                                        std::int32_t sharer) {
+  const auto offsets = static_cast<std::uint32_t>(g_.tile_memory_offset + sharer * sm90::kTileMemoryBytes);
+  const auto& strides = layout_.strides;
+  for (std::int32_t at = 0; at < kTilePixels; ++at) {
+    const Pixel pixel = Pixel::of(g_, tile, at);
+    const std::int64_t wide = pixel.valid ? (pixel.n - image) * strides[0] +
+                                                (pixel.p - first_row) * strides[2] + pixel.q * strides[3]
+                                          : -1;
+    const auto offset = static_cast<std::int32_t>(wide);
+    require(offset == wide && (offset >= 0) == pixel.valid, "offset ", wide, " of position ", at);
+    std::memcpy(shared_.at(offsets + static_cast<std::uint32_t>(at * 4), 4), &offset, 4);
+  }
+  return offsets;
+}
+
+// `to` is the warp's first filter in the tile's first image, and `filters` how many are left from there on.
+void OutputTiles::store_pieces(StoreKind kind, std::uint32_t staging, std::uint32_t offsets, std::int64_t to,
+                               std::int32_t filters, std::int32_t warp, const Accumulators& accumulators) {
+  for (std::int32_t piece = 0; piece < sm90::kPieces; ++piece) {
+    PieceValues values;
+    take_piece(accumulators, warp, piece, values);
+    shared_.clear(staging, sm90::kPieceStagingBytes);
+    stage_piece(kind == StoreKind::kFilters, staging, values);
+    store_staged(kind, staging, offsets + static_cast<std::uint32_t>(piece * kPiecePixels * 4), to, filters);
+  }
+}
+
+void OutputTiles::stage_piece(bool is_filters, std::uint32_t staging, const PieceValues& values) {
+  const auto address = [&](std::int32_t filter, std::int32_t pixel) {
+    return staging + static_cast<std::uint32_t>(staging_offset(is_filters, run_.output_bytes, filter, pixel));
+  };
+  if (run_.output_bytes == 2) {
+    for (std::int32_t h = 0; h < 2; ++h) {
+      Addresses rows;
+      Matrices matrices;
+      for (std::int32_t lane = 0; lane < 32; ++lane) {
+        const std::int32_t matrix = lane / 8, row = lane % 8;
+        for (std::int32_t j = 0; j < 4; ++j) {
+          const float* const pair = &values[lane][h * kWord + 2 * j];
+          matrices[lane][j] = packed_pair(pair[0], pair[1]);
+        }
+        rows[lane] = address(8 * h + (is_filters ? 0 : row), 8 * matrix + (is_filters ? row : 0));
+      }
+      store_matrices(rows, matrices, is_filters);
+    }
+    return;
+  }
+  for (std::int32_t lane = 0; lane < 32; ++lane) {
+    for (std::int32_t i = 0; i < kPieceAccumulators; i += 2) {
+      const float* const pair = &values[lane][i / 2 % 2 * kWord + i / 4 * 2];
+      const std::uint32_t to =
+          address(sm90::accumulator_filter(lane, i), sm90::accumulator_position(lane, i));
+      if (is_filters) {
+        std::memcpy(staged(to, 4), &pair[0], 4);
+        std::memcpy(staged(to + static_cast<std::uint32_t>(sm90::staging_pitch(true, 4)), 4), &pair[1], 4);
+      } else {
+        std::memcpy(staged(to, 8), pair, 8);
+      }
+    }
+  }
+}
+
+// A staged piece to the output; `offsets` is the address of the piece's.
+void OutputTiles::store_staged(StoreKind kind, std::uint32_t staging, std::uint32_t offsets, std::int64_t to,
+                               std::int32_t filters) {
+  const bool is_filters = kind == StoreKind::kFilters;
+  const std::int32_t size = run_.output_bytes;
+  const std::int32_t width = is_filters ? 16 / size : kind == StoreKind::kPairsOfPixels ? 2 : 1;
+  for (std::int32_t turn = 0; turn < sm90::stored_turns(width); ++turn) {
+    for (std::int32_t lane = 0; lane < 32; ++lane) {
+      const StoredElements elements =
+          is_filters ? StoredElements::filters(width, lane, turn) : StoredElements::pixels(width, lane, turn);
+      std::int32_t offset;
+      std::memcpy(&offset, shared_.at(offsets + static_cast<std::uint32_t>(elements.pixel * 4), 4), 4);
+      const auto place =
+          static_cast<std::uint32_t>(staging_offset(is_filters, size, elements.filter, elements.pixel));
+      const std::uint8_t* const word = staged(staging + place, width * size);
+      if (offset < 0 || (kind == StoreKind::kPixels && elements.filter >= filters)) continue;
+      output_.write(to + offset + elements.filter * layout_.strides[1], width, size, word);
+    }
+  }
+}
+
+}  // namespace epiconv::host_model

@@ -1,0 +1,277 @@
+// Addresses within shared memory of the halo-tile convolution: who holds, writes and reads what there, and
+// that no banks conflict.
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstdio>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "epiconv/error.h"
+#include "expectations.h"
+#include "sm90/fragments.h"
+#include "sm90/raw_rows.h"
+
+using namespace epiconv::sm90;
+using namespace expectations;
+using epiconv::concat;
+
+namespace {
+
+// As the figures of the PTX ISA have them: 16-byte piece j of row i.
+void check_swizzle() {
+  for (const std::int32_t row_bytes : {32, 64, 128}) {
+    subject = concat("rows of ", row_bytes, " bytes");
+    std::set<std::uint32_t> seen;
+    for (std::uint32_t address = 0; address < 4 * kSwizzleAtom; ++address) {
+      const std::uint32_t line = address / 128, byte = address % 128;
+      const std::uint32_t pieces = static_cast<std::uint32_t>(row_bytes) / 16;
+      const std::uint32_t piece = byte / 16, within = piece % pieces;
+      // Lines of 128 bytes are numbered so that `pieces` of them bring every exchange once.
+      const std::uint32_t exchanged = piece - within + (within ^ (line % pieces));
+      const std::uint32_t to = swizzled(address, row_bytes);
+      expect(to == line * 128 + exchanged * 16 + byte % 16, "byte ", address, " lies at ", to);
+      expect(swizzled(to, row_bytes) == address, "byte ", address, " does not come back");
+      seen.insert(to);
+    }
+    expect(seen.size() == 4 * kSwizzleAtom, "two bytes at one address");
+  }
+}
+
+// Passes that shared memory needs for one access of a warp, in the worst group of lanes: lanes access in
+// groups that bring 128 bytes, and a pass serves each of the 32 banks with one word. `address` is in bytes,
+// of the first of `bytes` of a lane.
+template <typename Address>
+int passes(int bytes, const Address& address) {
+  int most = 0;
+  const int lanes = std::min(32, 128 / bytes);
+  for (int first = 0; first < 32; first += lanes) {
+    std::array<std::set<std::int32_t>, 32> banks;
+    for (int lane = first; lane < first + lanes; ++lane) {
+      const std::int32_t at = address(lane);
+      expect(at % bytes == 0, bytes, " bytes at ", at);
+      for (int byte = 0; byte < bytes; byte += 4) {
+        const std::int32_t word = (at + byte) / 4;
+        banks[static_cast<std::size_t>(word % 32)].insert(word);
+      }
+    }
+    for (const auto& bank : banks) most = std::max(most, static_cast<int>(bank.size()));
+  }
+  return most;
+}
+
+// How elements pass through staging memory, and the passes that reading them takes.
+struct StagedAccess {
+  bool channels_last;
+  int size, width, read_passes;
+
+  std::string text() const {
+    return concat(width, channels_last ? " filters" : " pixels", " of ", size, " bytes");
+  }
+  StoredElements elements(int lane, int turn) const {
+    return channels_last ? StoredElements::filters(width, lane, turn)
+                         : StoredElements::pixels(width, lane, turn);
+  }
+};
+constexpr StagedAccess kStagedAccesses[] = {{true, 4, 4, 2},  {true, 2, 8, 2},  {false, 4, 2, 1},
+                                            {false, 4, 1, 1}, {false, 2, 2, 2}, {false, 2, 1, 1}};
+
+// A matrix's rows of 16 bytes are written at once.
+void check_matrix_writes(bool channels_last) {
+  for (int h = 0; h < 2; ++h) {
+    const int needed = passes(16, [&](int lane) {
+      const int row = lane % 8, matrix = lane / 8;
+      return staging_offset(channels_last, 2, 8 * h + (channels_last ? 0 : row),
+                            8 * matrix + (channels_last ? row : 0));
+    });
+    expect(needed == 1, "a matrix takes ", needed, " passes");
+  }
+}
+
+// Two pixels of a filter at once, or one at a time for channels_last.
+void check_word_writes(bool channels_last) {
+  for (int i = 0; i < kPieceAccumulators; i += channels_last ? 1 : 2) {
+    const int needed = passes(channels_last ? 4 : 8, [&](int lane) {
+      return staging_offset(channels_last, 4, accumulator_filter(lane, i), accumulator_position(lane, i));
+    });
+    expect(needed == 1, "a write takes ", needed, " passes");
+  }
+}
+
+void check_staging_banks() {
+  for (const StagedAccess& access : kStagedAccesses) {
+    subject = concat("banks of staging memory, ", access.text());
+    if (access.size == 2) {
+      check_matrix_writes(access.channels_last);
+    } else {
+      check_word_writes(access.channels_last);
+    }
+    int most = 0;
+    for (int turn = 0; turn < stored_turns(access.width); ++turn) {
+      most = std::max(most, passes(access.width * access.size, [&](int lane) {
+                        const StoredElements read = access.elements(lane, turn);
+                        return staging_offset(access.channels_last, access.size, read.filter, read.pixel);
+                      }));
+    }
+    expect(most == access.read_passes, "a read takes ", most, " passes");
+  }
+}
+
+// A warp's filters of a piece, as box_store.h stages them.
+void check_box_banks() {
+  for (int warp_filter = 0; warp_filter < kGroupFilters; warp_filter += kWarpFilters) {
+    subject = concat("banks of a box, filters from ", warp_filter, " on");
+    for (int h = 0; h < 2; ++h) {
+      const int of_matrices = passes(16, [&](int lane) {
+        return static_cast<std::int32_t>(box_offset(2, lane, warp_filter) ^
+                                         static_cast<std::uint32_t>(16 * h));
+      });
+      expect(of_matrices == 1, "a matrix takes ", of_matrices, " passes");
+      for (int e = 0; e < 2; ++e) {
+        const int of_words = passes(4, [&](int lane) {
+          return static_cast<std::int32_t>(box_offset(4, 2 * (lane % 4) + e, warp_filter + lane / 4) ^
+                                           static_cast<std::uint32_t>(32 * h));
+        });
+        expect(of_words == 1, "a write takes ", of_words, " passes");
+      }
+    }
+  }
+}
+
+// Every element of a box has a place of its own; lines begin where a swizzle does.
+void check_boxes() {
+  for (const int size : {2, 4}) {
+    subject = concat("boxes of ", size, " bytes");
+    std::set<std::uint32_t> places;
+    for (int pixel = 0; pixel < box_pixels(size); ++pixel) {
+      for (int filter = 0; filter < kGroupFilters; ++filter) {
+        const std::uint32_t place = box_offset(size, pixel, filter);
+        expect(place % static_cast<std::uint32_t>(size) == 0, "an element at ", place);
+        places.insert(place);
+      }
+    }
+    expect(static_cast<int>(places.size()) == box_pixels(size) * kGroupFilters, places.size(), " places");
+    expect(static_cast<int>(*places.rbegin()) == kBoxBytes - size, "the last at ", *places.rbegin());
+    expect(kBoxBytes % kSwizzleAtom == 0, "a box of ", kBoxBytes, " bytes");
+    for (int first = 0; first < kGroupFilters; first += line_filters(size)) {
+      expect(box_offset(size, 0, first) % kSwizzleAtom == 0, "lines at ", box_offset(size, 0, first));
+    }
+  }
+}
+
+// A gathering warp's lanes hold consecutive pixels, and store the same 16 bytes of each.
+void check_gather_banks() {
+  for (const std::int32_t row_bytes : {32, 64, 128}) {
+    subject = concat("gathered rows of ", row_bytes, " bytes");
+    for (int pixel = 0; pixel < 64; ++pixel) {
+      for (int byte = 0; byte < row_bytes; byte += 16) {
+        const int needed = passes(16, [&](int lane) {
+          const auto address = static_cast<std::uint32_t>((pixel + lane) * row_bytes + byte);
+          return static_cast<std::int32_t>(swizzled(address, row_bytes));
+        });
+        expect(needed == 1, "a store from pixel ", pixel, " on takes ", needed);
+      }
+    }
+  }
+}
+
+// ldmatrix reads 16 bytes of each of 8 channels of a raw stage at once, and stmatrix writes those of 8
+// pixels.
+void check_turned_banks() {
+  for (int width = 8; width <= kMaxPitch; width += 16) {  // an odd number of 16 bytes
+    subject = concat("raw rows of ", width);
+    HaloGeometry g{};
+    g.raw_width = width;
+    for (const std::uint32_t pitch : {8U, 16U, 128U}) {
+      g.pitch = epiconv::Divisor(pitch);
+      if (static_cast<int>(pitch) > width) continue;
+      const int needed = passes(16, [&](int lane) { return RawMatrixLane::of(g, lane).from(g); });
+      expect(needed == 1, "a matrix of rows of ", pitch, " takes ", needed, " passes");
+    }
+  }
+  for (const std::int32_t row_bytes : {32, 64, 128}) {
+    subject = concat("turned rows of ", row_bytes, " bytes");
+    for (int pixel = 0; pixel < 64; ++pixel) {
+      const int needed = passes(16, [&](int lane) {
+        const auto row = static_cast<std::uint32_t>((pixel + lane) * row_bytes);
+        return static_cast<std::int32_t>(swizzled(row, row_bytes));
+      });
+      expect(needed == 1, "a store from pixel ", pixel, " on takes ", needed);
+    }
+  }
+}
+
+// Every value of a warp has one accumulator.
+void check_fragments() {
+  subject = "fragments";
+  std::set<std::pair<int, int>> held;
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < kAccumulators; ++i) {
+      const int filter = accumulator_filter(lane, i), position = accumulator_position(lane, i);
+      expect(position / kPiecePixels == i / kPieceAccumulators, "accumulator ", i, " has position ",
+             position);
+      expect(filter == accumulator_filter(lane, i % kPieceAccumulators) &&
+                 position % kPiecePixels == accumulator_position(lane, i % kPieceAccumulators),
+             "accumulator ", i, " differs from that of the first piece");
+      held.emplace(filter, position);
+    }
+  }
+  expect(held.size() == std::size_t{kWarpFilters} * kTilePixels, held.size(), " values are held");
+  expect(held.rbegin()->first == kWarpFilters - 1, "filter ", held.rbegin()->first);
+}
+
+// Every element of a piece has a place of its own in staging memory, and one lane stores it once, with those
+// that lie beside it there.
+void check_staged(const StagedAccess& access) {
+  subject = concat("staging memory, ", access.text());
+  const auto offset = [&](int filter, int pixel) {
+    return staging_offset(access.channels_last, access.size, filter, pixel);
+  };
+  std::set<int> places;
+  for (int filter = 0; filter < kWarpFilters; ++filter) {
+    for (int pixel = 0; pixel < kPiecePixels; ++pixel) places.insert(offset(filter, pixel));
+  }
+  expect(places.size() == std::size_t{kWarpFilters} * kPiecePixels, places.size(), " places");
+  int behind = 0;
+  for (const int place : places) {
+    expect(place >= behind, "elements overlap at ", place);
+    behind = place + access.size;
+  }
+  expect(behind <= kPieceStagingBytes, behind, " bytes are taken");
+  std::multiset<std::pair<int, int>> stored;
+  for (int turn = 0; turn < stored_turns(access.width); ++turn) {
+    for (int lane = 0; lane < 32; ++lane) {
+      const StoredElements first = access.elements(lane, turn);
+      for (int k = 0; k < access.width; ++k) {
+        const int filter = first.filter + (access.channels_last ? k : 0);
+        const int pixel = first.pixel + (access.channels_last ? 0 : k);
+        expect(offset(filter, pixel) == offset(first.filter, first.pixel) + k * access.size, "element ", k,
+               " of lane ", lane, " does not lie beside its first");
+        stored.emplace(filter, pixel);
+      }
+    }
+  }
+  expect(stored.size() == std::size_t{kWarpFilters} * kPiecePixels, stored.size(), " stores");
+  for (int filter = 0; filter < kWarpFilters; ++filter) {
+    for (int pixel = 0; pixel < kPiecePixels; ++pixel) {
+      expect(stored.count({filter, pixel}) == 1, "filter ", filter, " of pixel ", pixel, " is stored ",
+             stored.count({filter, pixel}), " times");
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  check_swizzle();
+  check_fragments();
+  for (const StagedAccess& access : kStagedAccesses) check_staged(access);
+  check_staging_banks();
+  check_boxes();
+  check_box_banks();
+  check_gather_banks();
+  check_turned_banks();
+  std::printf("%d failures\n", failures);
+  return failures == 0 ? 0 : 1;
+}
