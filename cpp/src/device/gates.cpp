@@ -1,12 +1,11 @@
 #include "device/gates.h"
 
 #include <algorithm>
-#include <limits>
+
+#include "device/fold_steps.h"
 
 namespace epiconv {
 namespace {
-
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // Adds a step to a gate that has parts up to `stage`: 0 none, 1 a sum, 2 a product, 3 a clamp.
 bool add_to_gate(const Step<double>& step, Step<double>& gate, int& stage) {
@@ -63,14 +62,8 @@ bool is_read(const std::vector<Step<double>>& steps, std::size_t first, int slot
 // The steps from `first` on that make a gate of a value in `slot`, which becomes `gate`; 0 if they do not.
 std::size_t gate_length(const std::vector<Step<double>>& steps, std::size_t first, int slot,
                         Step<double>& gate) {
-  gate = Step<double>{};
+  gate = folded_identity<double>();
   gate.op = kGate;
-  gate.num_values = 1;
-  gate.source[1] = gate.source[2] = Source::kNumber;
-  gate.number[1] = -0.0;
-  gate.number[2] = 1.0;
-  gate.p = -kInfinity;
-  gate.q = kInfinity;
   int stage = 0;
   for (std::size_t i = first; i < steps.size(); ++i) {
     if (i > first && closes_gate(steps[i], slot)) {
