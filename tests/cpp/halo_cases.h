@@ -63,7 +63,8 @@ struct Case {
             .element_bytes = element_bytes,
             .input_bytes = input == Input::kRows ? input_bytes : element_bytes,
             .load = load(),
-            .stores_filters = epiconv::sm90::stores_filters(output, filters)};
+            .stores_filters = epiconv::sm90::stores_filters(output, filters),
+            .output_bytes = output_bytes};
   }
 };
 

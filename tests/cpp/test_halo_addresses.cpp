@@ -61,41 +61,52 @@ int passes(int bytes, const Address& address) {
   return most;
 }
 
-// How elements pass through staging memory, and the passes that reading them takes.
+// How elements pass through a warp's staging memory, a piece of filters or a run of pixels, and the passes
+// that reading them takes.
 struct StagedAccess {
-  bool channels_last;
+  bool is_filters;
   int size, width, read_passes;
 
   std::string text() const {
-    return concat(width, channels_last ? " filters" : " pixels", " of ", size, " bytes");
+    return concat(width, is_filters ? " filters" : " pixels", " of ", size, " bytes");
   }
   StoredElements elements(int lane, int turn) const {
-    return channels_last ? StoredElements::filters(width, lane, turn)
-                         : StoredElements::pixels(width, lane, turn);
+    return is_filters ? StoredElements::filters(width, lane, turn)
+                      : StoredElements::pixels(width, lane, turn);
   }
+  int offset(int filter, int pixel) const {
+    return is_filters ? filters_offset(size, filter, pixel) : pixels_offset(size, filter, pixel);
+  }
+  int pixels() const { return is_filters ? kPiecePixels : kRunPixels; }
+  int turns() const { return stored_turns(width) * (is_filters ? 1 : kRunPieces); }
+  int staging_bytes() const { return is_filters ? filters_staging_bytes() : pixels_staging_bytes(size); }
 };
 constexpr StagedAccess kStagedAccesses[] = {{true, 4, 4, 2},  {true, 2, 8, 2},  {false, 4, 2, 1},
-                                            {false, 4, 1, 1}, {false, 2, 2, 2}, {false, 2, 1, 1}};
+                                            {false, 4, 1, 1}, {false, 2, 2, 1}, {false, 2, 1, 1}};
 
 // A matrix's rows of 16 bytes are written at once.
-void check_matrix_writes(bool channels_last) {
-  for (int h = 0; h < 2; ++h) {
-    const int needed = passes(16, [&](int lane) {
-      const int row = lane % 8, matrix = lane / 8;
-      return staging_offset(channels_last, 2, 8 * h + (channels_last ? 0 : row),
-                            8 * matrix + (channels_last ? row : 0));
-    });
-    expect(needed == 1, "a matrix takes ", needed, " passes");
+void check_matrix_writes(const StagedAccess& access) {
+  for (int first = 0; first < access.pixels(); first += kPiecePixels) {
+    for (int h = 0; h < 2; ++h) {
+      const int needed = passes(16, [&](int lane) {
+        const int row = lane % 8, matrix = lane / 8;
+        return access.offset(8 * h + (access.is_filters ? 0 : row),
+                             first + 8 * matrix + (access.is_filters ? row : 0));
+      });
+      expect(needed == 1, "a matrix takes ", needed, " passes");
+    }
   }
 }
 
-// Two pixels of a filter at once, or one at a time for channels_last.
-void check_word_writes(bool channels_last) {
-  for (int i = 0; i < kPieceAccumulators; i += channels_last ? 1 : 2) {
-    const int needed = passes(channels_last ? 4 : 8, [&](int lane) {
-      return staging_offset(channels_last, 4, accumulator_filter(lane, i), accumulator_position(lane, i));
-    });
-    expect(needed == 1, "a write takes ", needed, " passes");
+// Two pixels of a filter at once, or a filter at a time.
+void check_word_writes(const StagedAccess& access) {
+  for (int first = 0; first < access.pixels(); first += kPiecePixels) {
+    for (int i = 0; i < kPieceAccumulators; i += access.is_filters ? 1 : 2) {
+      const int needed = passes(access.is_filters ? 4 : 8, [&](int lane) {
+        return access.offset(accumulator_filter(lane, i), first + accumulator_position(lane, i));
+      });
+      expect(needed == 1, "a write takes ", needed, " passes");
+    }
   }
 }
 
@@ -103,15 +114,15 @@ void check_staging_banks() {
   for (const StagedAccess& access : kStagedAccesses) {
     subject = concat("banks of staging memory, ", access.text());
     if (access.size == 2) {
-      check_matrix_writes(access.channels_last);
+      check_matrix_writes(access);
     } else {
-      check_word_writes(access.channels_last);
+      check_word_writes(access);
     }
     int most = 0;
-    for (int turn = 0; turn < stored_turns(access.width); ++turn) {
+    for (int turn = 0; turn < access.turns(); ++turn) {
       most = std::max(most, passes(access.width * access.size, [&](int lane) {
                         const StoredElements read = access.elements(lane, turn);
-                        return staging_offset(access.channels_last, access.size, read.filter, read.pixel);
+                        return access.offset(read.filter, read.pixel);
                       }));
     }
     expect(most == access.read_passes, "a read takes ", most, " passes");
@@ -221,40 +232,40 @@ void check_fragments() {
   expect(held.rbegin()->first == kWarpFilters - 1, "filter ", held.rbegin()->first);
 }
 
-// Every element of a piece has a place of its own in staging memory, and one lane stores it once, with those
-// that lie beside it there.
+// Every element of a piece or run has a place of its own in staging memory, and one lane stores it once, with
+// those that lie beside it there.
 void check_staged(const StagedAccess& access) {
   subject = concat("staging memory, ", access.text());
-  const auto offset = [&](int filter, int pixel) {
-    return staging_offset(access.channels_last, access.size, filter, pixel);
-  };
+  const auto offset = [&](int filter, int pixel) { return access.offset(filter, pixel); };
+  const std::size_t elements =
+      static_cast<std::size_t>(kWarpFilters) * static_cast<std::size_t>(access.pixels());
   std::set<int> places;
   for (int filter = 0; filter < kWarpFilters; ++filter) {
-    for (int pixel = 0; pixel < kPiecePixels; ++pixel) places.insert(offset(filter, pixel));
+    for (int pixel = 0; pixel < access.pixels(); ++pixel) places.insert(offset(filter, pixel));
   }
-  expect(places.size() == std::size_t{kWarpFilters} * kPiecePixels, places.size(), " places");
+  expect(places.size() == elements, places.size(), " places");
   int behind = 0;
   for (const int place : places) {
     expect(place >= behind, "elements overlap at ", place);
     behind = place + access.size;
   }
-  expect(behind <= kPieceStagingBytes, behind, " bytes are taken");
+  expect(behind <= access.staging_bytes(), behind, " bytes are taken");
   std::multiset<std::pair<int, int>> stored;
-  for (int turn = 0; turn < stored_turns(access.width); ++turn) {
+  for (int turn = 0; turn < access.turns(); ++turn) {
     for (int lane = 0; lane < 32; ++lane) {
       const StoredElements first = access.elements(lane, turn);
       for (int k = 0; k < access.width; ++k) {
-        const int filter = first.filter + (access.channels_last ? k : 0);
-        const int pixel = first.pixel + (access.channels_last ? 0 : k);
+        const int filter = first.filter + (access.is_filters ? k : 0);
+        const int pixel = first.pixel + (access.is_filters ? 0 : k);
         expect(offset(filter, pixel) == offset(first.filter, first.pixel) + k * access.size, "element ", k,
                " of lane ", lane, " does not lie beside its first");
         stored.emplace(filter, pixel);
       }
     }
   }
-  expect(stored.size() == std::size_t{kWarpFilters} * kPiecePixels, stored.size(), " stores");
+  expect(stored.size() == elements, stored.size(), " stores");
   for (int filter = 0; filter < kWarpFilters; ++filter) {
-    for (int pixel = 0; pixel < kPiecePixels; ++pixel) {
+    for (int pixel = 0; pixel < access.pixels(); ++pixel) {
       expect(stored.count({filter, pixel}) == 1, "filter ", filter, " of pixel ", pixel, " is stored ",
              stored.count({filter, pixel}), " times");
     }

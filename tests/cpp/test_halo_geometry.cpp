@@ -12,6 +12,7 @@
 #include "epiconv/error.h"
 #include "expectations.h"
 #include "host_model/units.h"
+#include "sm90/fragments.h"
 #include "sm90/raw_rows.h"
 
 using namespace epiconv::sm90;
@@ -24,7 +25,8 @@ std::string to_text(const HaloProblem& p) {
   return concat("{", p.batch, ", ", p.channels, ", ", p.height, ", ", p.width, ", ", p.filters, ", ",
                 p.taps_r, ", ", p.taps_s, ", ", p.dilation_h, ", ", p.dilation_w, ", ", p.pad_top, ", ",
                 p.pad_left, ", ", p.out_height, ", ", p.out_width, ", ", p.element_bytes, ", ", p.input_bytes,
-                ", load ", static_cast<int>(p.load), ", ", p.stores_filters ? "true" : "false", "}");
+                ", load ", static_cast<int>(p.load), ", ", p.stores_filters ? "true" : "false", ", ",
+                p.output_bytes, "}");
 }
 
 // ---- What the planner promises.
@@ -67,6 +69,10 @@ void check_memory(const HaloProblem& problem, const HaloGeometry& g) {
   check_raw_stages(problem, g);
   expect(!problem.stores_filters || g.staging_offset % kSwizzleAtom == 0, "boxes of the output begin at ",
          g.staging_offset);
+  const int staged = problem.stores_filters ? std::max(kBoxes * kBoxBytes / 4,
+                                                       kPiecePixels * filters_pitch(problem.output_bytes))
+                                            : kWarpFilters * kRunPixels * problem.output_bytes;
+  expect(g.warp_staging_bytes >= staged, g.warp_staging_bytes, " bytes of staging memory");
   expect(g.tile_memory_offset >= g.staging_offset + kConsumerWarps * g.warp_staging_bytes,
          "staging runs into the tile memory");
   expect(g.table_offset >= g.tile_memory_offset + 2 * kTileMemoryBytes,
@@ -242,43 +248,44 @@ struct Extreme {
 };
 
 const std::vector<Extreme> kExtremes{
-    {"the headline", {128, 64, 128, 128, 128, 3, 3, 1, 1, 0, 0, 126, 126, 4, 4, InputLoad::kGather, false}},
+    {"the headline",
+     {128, 64, 128, 128, 128, 3, 3, 1, 1, 0, 0, 126, 126, 4, 4, InputLoad::kGather, false, 4}},
     {"the headline by rows",
-     {128, 64, 128, 128, 128, 3, 3, 1, 1, 0, 0, 126, 126, 4, 4, InputLoad::kRows, false}},
+     {128, 64, 128, 128, 128, 3, 3, 1, 1, 0, 0, 126, 126, 4, 4, InputLoad::kRows, false, 4}},
     {"the headline, 16-bit, by rows",
-     {128, 64, 128, 128, 128, 3, 3, 1, 1, 0, 0, 126, 126, 2, 2, InputLoad::kRows, false}},
+     {128, 64, 128, 128, 128, 3, 3, 1, 1, 0, 0, 126, 126, 2, 2, InputLoad::kRows, false, 2}},
     {"the headline, 16-bit of float32",
-     {128, 64, 128, 128, 128, 3, 3, 1, 1, 0, 0, 126, 126, 2, 4, InputLoad::kRows, false}},
+     {128, 64, 128, 128, 128, 3, 3, 1, 1, 0, 0, 126, 126, 2, 4, InputLoad::kRows, false, 4}},
     {"the headline, 16-bit, TMA",
-     {128, 64, 128, 128, 128, 3, 3, 1, 1, 0, 0, 126, 126, 2, 2, InputLoad::kBoxes, true}},
+     {128, 64, 128, 128, 128, 3, 3, 1, 1, 0, 0, 126, 126, 2, 2, InputLoad::kBoxes, true, 2}},
     {"8 to 32 channels, with GroupNorm behind",
-     {128, 8, 256, 256, 32, 3, 3, 1, 1, 0, 0, 254, 254, 4, 4, InputLoad::kGather, false}},
+     {128, 8, 256, 256, 32, 3, 3, 1, 1, 0, 0, 254, 254, 4, 4, InputLoad::kGather, false, 4}},
     {"a large image",
-     {1, 16, 40000, 40000, 16, 3, 3, 1, 1, 1, 1, 40000, 40000, 2, 2, InputLoad::kBoxes, true}},
+     {1, 16, 40000, 40000, 16, 3, 3, 1, 1, 1, 1, 40000, 40000, 2, 2, InputLoad::kBoxes, true, 2}},
     {"a large image, a large filter",
-     {1, 3, 40000, 40000, 8, 11, 11, 3, 3, 15, 15, 40000, 40000, 4, 4, InputLoad::kGather, false}},
+     {1, 3, 40000, 40000, 8, 11, 11, 3, 3, 15, 15, 40000, 40000, 4, 4, InputLoad::kGather, false, 4}},
     {"a million images of one pixel",
-     {1 << 20, 256, 1, 1, 256, 1, 1, 1, 1, 0, 0, 1, 1, 2, 2, InputLoad::kBoxes, true}},
+     {1 << 20, 256, 1, 1, 256, 1, 1, 1, 1, 0, 0, 1, 1, 2, 2, InputLoad::kBoxes, true, 2}},
     {"the same with padding that is not read",
-     {1 << 20, 8, 1, 1, 64, 3, 3, 1, 1, 1, 1, 1, 1, 4, 4, InputLoad::kBoxes, true}},
+     {1 << 20, 8, 1, 1, 64, 3, 3, 1, 1, 1, 1, 1, 1, 4, 4, InputLoad::kBoxes, true, 4}},
     {"2^28 images of 16 bytes",
-     {1 << 28, 8, 1, 1, 64, 1, 1, 1, 1, 0, 0, 1, 1, 2, 2, InputLoad::kBoxes, true}},
+     {1 << 28, 8, 1, 1, 64, 1, 1, 1, 1, 0, 0, 1, 1, 2, 2, InputLoad::kBoxes, true, 2}},
     {"2^30 images: their raster is too long if stacked",
-     {1 << 30, 8, 1, 1, 64, 3, 3, 1, 1, 1, 1, 1, 1, 2, 2, InputLoad::kBoxes, true}},
-    {"a long line", {1, 8, 1, 1 << 24, 8, 1, 3, 1, 1, 0, 1, 1, 1 << 24, 2, 2, InputLoad::kBoxes, true}},
-    {"a high column", {1, 8, 1 << 28, 1, 8, 3, 1, 1, 1, 1, 0, 1 << 28, 1, 2, 2, InputLoad::kBoxes, true}},
+     {1 << 30, 8, 1, 1, 64, 3, 3, 1, 1, 1, 1, 1, 1, 2, 2, InputLoad::kBoxes, true, 2}},
+    {"a long line", {1, 8, 1, 1 << 24, 8, 1, 3, 1, 1, 0, 1, 1, 1 << 24, 2, 2, InputLoad::kBoxes, true, 2}},
+    {"a high column", {1, 8, 1 << 28, 1, 8, 3, 1, 1, 1, 1, 0, 1 << 28, 1, 2, 2, InputLoad::kBoxes, true, 2}},
     {"the highest column: virtual rows near 2^31",
-     {1, 64, 2147482879, 1, 8, 1, 1, 1, 1, 0, 0, 2147482879, 1, 2, 2, InputLoad::kBoxes, true}},
+     {1, 64, 2147482879, 1, 8, 1, 1, 1, 1, 0, 0, 2147482879, 1, 2, 2, InputLoad::kBoxes, true, 2}},
     {"many channels and filters",
-     {8, 16384, 16, 16, 16384, 3, 3, 1, 1, 1, 1, 16, 16, 2, 2, InputLoad::kBoxes, true}},
+     {8, 16384, 16, 16, 16384, 3, 3, 1, 1, 1, 1, 16, 16, 2, 2, InputLoad::kBoxes, true, 2}},
     {"a filter as large as the image",
-     {4, 8, 224, 224, 64, 224, 224, 1, 1, 0, 0, 1, 1, 4, 4, InputLoad::kBoxes, true}},
+     {4, 8, 224, 224, 64, 224, 224, 1, 1, 0, 0, 1, 1, 4, 4, InputLoad::kBoxes, true, 4}},
     {"taps farther apart than a box is high",
-     {2, 8, 4000, 40, 64, 3, 3, 600, 4, 0, 0, 2800, 32, 4, 4, InputLoad::kBoxes, true}},
+     {2, 8, 4000, 40, 64, 3, 3, 600, 4, 0, 0, 2800, 32, 4, 4, InputLoad::kBoxes, true, 4}},
     {"taps farther apart than a box is wide",
-     {2, 8, 40, 4000, 64, 3, 3, 4, 600, 0, 0, 32, 2800, 4, 4, InputLoad::kGather, false}},
+     {2, 8, 40, 4000, 64, 3, 3, 4, 600, 0, 0, 32, 2800, 4, 4, InputLoad::kGather, false, 4}},
     {"a wide filter of one row",
-     {2, 3, 2, 5000, 8, 1, 3000, 1, 1, 0, 0, 2, 2001, 4, 4, InputLoad::kGather, false}},
+     {2, 3, 2, 5000, 8, 1, 3000, 1, 1, 0, 0, 2, 2001, 4, 4, InputLoad::kGather, false, 4}},
 };
 
 // Small extents, where rows of tiles, images and strips end in many ways, and some larger.
@@ -305,13 +312,15 @@ HaloProblem random_problem(std::mt19937& random) {
   p.load = static_cast<InputLoad>(between(0, 2));
   p.input_bytes =
       p.load == InputLoad::kBoxes ? p.element_bytes : std::max(p.element_bytes, between(1, 2) * 2);
-  p.stores_filters = between(0, 1) == 1 && p.filters % (8 / between(1, 2)) == 0;
+  p.output_bytes = between(1, 2) * 2;
+  p.stores_filters = between(0, 1) == 1 && p.filters % (16 / p.output_bytes) == 0;
   return p;
 }
 
 // More positions than a 32-bit number counts.
 void check_refusal() {
-  const HaloProblem problem{1, 8, 1 << 30, 1, 8, 1, 1, 1, 1, 0, 0, 1 << 30, 1, 2, 2, InputLoad::kBoxes, true};
+  const HaloProblem problem{1, 8, 1 << 30,           1,    8, 1, 1, 1, 1, 0, 0, 1 << 30, 1,
+                            2, 2, InputLoad::kBoxes, true, 2};
   subject = to_text(problem);
   expect(!plan_halo(problem).why_not.empty(), "not refused");
 }

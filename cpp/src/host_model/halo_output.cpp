@@ -13,7 +13,6 @@ using sm90::kPiecePixels;
 using sm90::kTilePixels;
 using sm90::kWarpFilters;
 using sm90::Pixel;
-using sm90::staging_offset;
 using sm90::StoredElements;
 using sm90::StoreKind;
 using sm90::Tile;
@@ -217,64 +216,80 @@ std::uint32_t OutputTiles::fill_offsets(const Tile& tile, std::int32_t image, st
 // `to` is the warp's first filter in the tile's first image, and `filters` how many are left from there on.
 void OutputTiles::store_pieces(StoreKind kind, std::uint32_t staging, std::uint32_t offsets, std::int64_t to,
                                std::int32_t filters, std::int32_t warp, const Accumulators& accumulators) {
-  for (std::int32_t piece = 0; piece < sm90::kPieces; ++piece) {
-    PieceValues values;
-    take_piece(accumulators, warp, piece, values);
-    shared_.clear(staging, sm90::kPieceStagingBytes);
-    stage_piece(kind == StoreKind::kFilters, staging, values);
-    store_staged(kind, staging, offsets + static_cast<std::uint32_t>(piece * kPiecePixels * 4), to, filters);
+  const std::int32_t together = kind == StoreKind::kFilters ? 1 : sm90::kRunPieces;
+  for (std::int32_t first = 0; first < sm90::kPieces; first += together) {
+    shared_.clear(staging, g_.warp_staging_bytes);
+    for (std::int32_t part = 0; part < together; ++part) {
+      PieceValues values;
+      take_piece(accumulators, warp, first + part, values);
+      stage_piece(kind == StoreKind::kFilters, staging, part, values);
+    }
+    store_staged(kind, staging, offsets + static_cast<std::uint32_t>(first * kPiecePixels * 4), to, filters);
   }
 }
 
-void OutputTiles::stage_piece(bool is_filters, std::uint32_t staging, const PieceValues& values) {
-  const auto address = [&](std::int32_t filter, std::int32_t pixel) {
-    return staging + static_cast<std::uint32_t>(staging_offset(is_filters, run_.output_bytes, filter, pixel));
-  };
+std::uint32_t OutputTiles::staging_offset(bool is_filters, std::int32_t filter, std::int32_t pixel) const {
+  const std::int32_t size = run_.output_bytes;
+  return static_cast<std::uint32_t>(is_filters ? sm90::filters_offset(size, filter, pixel)
+                                               : sm90::pixels_offset(size, filter, pixel));
+}
+
+// `part` of a run.
+void OutputTiles::stage_piece(bool is_filters, std::uint32_t staging, std::int32_t part,
+                              const PieceValues& values) {
+  const std::int32_t first = part * kPiecePixels;
   if (run_.output_bytes == 2) {
-    for (std::int32_t h = 0; h < 2; ++h) {
+    for (std::uint32_t h = 0; h < 2; ++h) {
       Addresses rows;
       Matrices matrices;
       for (std::int32_t lane = 0; lane < 32; ++lane) {
         const std::int32_t matrix = lane / 8, row = lane % 8;
-        for (std::int32_t j = 0; j < 4; ++j) {
+        for (std::uint32_t j = 0; j < 4; ++j) {
           const float* const pair = &values[lane][h * kWord + 2 * j];
           matrices[lane][j] = packed_pair(pair[0], pair[1]);
         }
-        rows[lane] = address(8 * h + (is_filters ? 0 : row), 8 * matrix + (is_filters ? row : 0));
+        rows[lane] = staging + (is_filters ? staging_offset(true, static_cast<std::int32_t>(8 * h), lane)
+                                           : staging_offset(false, row, first + 8 * matrix) +
+                                                 h * 8 * sm90::kRunPixels * 2);
       }
       store_matrices(rows, matrices, is_filters);
     }
     return;
   }
   for (std::int32_t lane = 0; lane < 32; ++lane) {
-    for (std::int32_t i = 0; i < kPieceAccumulators; i += 2) {
-      const float* const pair = &values[lane][i / 2 % 2 * kWord + i / 4 * 2];
-      const std::uint32_t to =
-          address(sm90::accumulator_filter(lane, i), sm90::accumulator_position(lane, i));
+    const std::uint32_t row = staging + staging_offset(false, lane / 4, first + 2 * (lane % 4));
+    for (std::uint32_t i = 0; i < kPieceAccumulators; i += 2) {
+      const std::uint32_t h = i / 2 % 2, j = i / 4;
+      const float* const pair = &values[lane][h * kWord + 2 * j];
       if (is_filters) {
-        std::memcpy(staged(to, 4), &pair[0], 4);
-        std::memcpy(staged(to + static_cast<std::uint32_t>(sm90::staging_pitch(true, 4)), 4), &pair[1], 4);
+        for (std::uint32_t e = 0; e < 2; ++e) {
+          const auto at = static_cast<std::int32_t>(i + e);
+          std::memcpy(staged(staging + staging_offset(true, sm90::accumulator_filter(lane, at),
+                                                      sm90::accumulator_position(lane, at)),
+                             4),
+                      &pair[e], 4);
+        }
       } else {
-        std::memcpy(staged(to, 8), pair, 8);
+        std::memcpy(staged((row ^ (32 * j)) + h * 8 * sm90::kRunPixels * 4, 8), pair, 8);
       }
     }
   }
 }
 
-// A staged piece to the output; `offsets` is the address of the piece's.
+// A staged piece or run to the output; `offsets` is the address of its positions'.
 void OutputTiles::store_staged(StoreKind kind, std::uint32_t staging, std::uint32_t offsets, std::int64_t to,
                                std::int32_t filters) {
   const bool is_filters = kind == StoreKind::kFilters;
   const std::int32_t size = run_.output_bytes;
   const std::int32_t width = is_filters ? 16 / size : kind == StoreKind::kPairsOfPixels ? 2 : 1;
-  for (std::int32_t turn = 0; turn < sm90::stored_turns(width); ++turn) {
+  const std::int32_t turns = sm90::stored_turns(width) * (is_filters ? 1 : sm90::kRunPieces);
+  for (std::int32_t turn = 0; turn < turns; ++turn) {
     for (std::int32_t lane = 0; lane < 32; ++lane) {
       const StoredElements elements =
           is_filters ? StoredElements::filters(width, lane, turn) : StoredElements::pixels(width, lane, turn);
       std::int32_t offset;
       std::memcpy(&offset, shared_.at(offsets + static_cast<std::uint32_t>(elements.pixel * 4), 4), 4);
-      const auto place =
-          static_cast<std::uint32_t>(staging_offset(is_filters, size, elements.filter, elements.pixel));
+      const std::uint32_t place = staging_offset(is_filters, elements.filter, elements.pixel);
       const std::uint8_t* const word = staged(staging + place, width * size);
       if (offset < 0 || (kind == StoreKind::kPixels && elements.filter >= filters)) continue;
       output_.write(to + offset + elements.filter * layout_.strides[1], width, size, word);

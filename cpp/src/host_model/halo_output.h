@@ -51,7 +51,8 @@ class OutputTiles {
                              std::int32_t sharer);
   void store_pieces(sm90::StoreKind kind, std::uint32_t staging, std::uint32_t offsets, std::int64_t to,
                     std::int32_t filters, std::int32_t warp, const Accumulators& accumulators);
-  void stage_piece(bool is_filters, std::uint32_t staging, const PieceValues& values);
+  std::uint32_t staging_offset(bool is_filters, std::int32_t filter, std::int32_t pixel) const;
+  void stage_piece(bool is_filters, std::uint32_t staging, std::int32_t part, const PieceValues& values);
   void store_staged(sm90::StoreKind kind, std::uint32_t staging, std::uint32_t offsets, std::int64_t to,
                     std::int32_t filters);
 

@@ -86,24 +86,24 @@ sm90::TensorLayout tensor_layout(DType dtype, const Extents& strides) {
 sm90::HaloProblem halo_problem(const ConvPlanProblem& problem, sm90::InputLoad load) {
   const ConvProblem& conv = problem.conv;
   const auto narrow = [](std::int64_t value) { return static_cast<std::int32_t>(value); };
-  return {
-      narrow(conv.N()),
-      narrow(conv.C()),
-      narrow(conv.input()[2]),
-      narrow(conv.input()[3]),
-      narrow(conv.K()),
-      narrow(conv.weight()[2]),
-      narrow(conv.weight()[3]),
-      narrow(conv.dilation()[0]),
-      narrow(conv.dilation()[1]),
-      narrow(conv.padding_begin()[0]),
-      narrow(conv.padding_begin()[1]),
-      narrow(conv.output()[2]),
-      narrow(conv.output()[3]),
-      problem.math == ConvMath::kTf32 ? 4 : 2,
-      dtype_size(problem.input_dtype),
-      load,
-      sm90::stores_filters(tensor_layout(problem.output_dtype, problem.output_strides), narrow(conv.K()))};
+  return {narrow(conv.N()),
+          narrow(conv.C()),
+          narrow(conv.input()[2]),
+          narrow(conv.input()[3]),
+          narrow(conv.K()),
+          narrow(conv.weight()[2]),
+          narrow(conv.weight()[3]),
+          narrow(conv.dilation()[0]),
+          narrow(conv.dilation()[1]),
+          narrow(conv.padding_begin()[0]),
+          narrow(conv.padding_begin()[1]),
+          narrow(conv.output()[2]),
+          narrow(conv.output()[3]),
+          problem.math == ConvMath::kTf32 ? 4 : 2,
+          dtype_size(problem.input_dtype),
+          load,
+          sm90::stores_filters(tensor_layout(problem.output_dtype, problem.output_strides), narrow(conv.K())),
+          dtype_size(problem.output_dtype)};
 }
 
 // Whether offsets from the begin of a tile's first image to the end of its last fit 32 bits.

@@ -32,7 +32,7 @@ class BoxStore {
     warp_.sync_group();
     if (stores(number)) store(number, box);
   }
-  __device__ __forceinline__ void finish() const {}
+  __device__ __forceinline__ void finish(int) const {}
 
  private:
   static constexpr int kSize = sizeof(Stored);

@@ -35,9 +35,7 @@ inline bool stores_filters(const TensorLayout& output, std::int32_t filters) {
 // How an output at a multiple of 16 bytes is stored.
 inline StoreKind store_kind(const HaloGeometry& g, const TensorLayout& output) {
   if (stores_filters(output, g.filters)) {
-    const bool in_boxes =
-        g.warp_staging_bytes >= kBoxStagingBytes && boxes_lie_in_rows(g, dtype_size(output.dtype));
-    return in_boxes ? StoreKind::kBoxes : StoreKind::kFilters;
+    return boxes_lie_in_rows(g, dtype_size(output.dtype)) ? StoreKind::kBoxes : StoreKind::kFilters;
   }
   // Pairs begin at even columns of a strip, and no strip ends within one.
   const bool in_pairs =

@@ -29,19 +29,29 @@ EPICONV_HOST_DEVICE std::int32_t accumulator_position(std::int32_t lane, std::in
   return 8 * (i / 4) + 2 * (lane % 4) + i % 2;
 }
 
-// Where the output element of a filter and a pixel of a piece lies in staging memory, in bytes; elements have
-// `size` bytes, 4 or 2. Pixels lie side by side, or, for channels_last, filters. The distance between rows
-// keeps 16-byte pieces aligned and lets no two lanes write the same bank.
-EPICONV_HOST_DEVICE std::int32_t staging_pitch(bool channels_last, std::int32_t size) {
-  return channels_last ? kWarpFilters * size + 16 : kPiecePixels * size + 8 * size;
+// Where the output element of a filter and a pixel of a piece lies in a warp's staging memory, in bytes;
+// elements have `size` bytes, 4 or 2. Filters lie side by side, and no two lanes write the same bank.
+EPICONV_HOST_DEVICE constexpr std::int32_t filters_pitch(std::int32_t size) {
+  return kWarpFilters * size + 16;
 }
-EPICONV_HOST_DEVICE std::int32_t staging_offset(bool channels_last, std::int32_t size, std::int32_t filter,
-                                                std::int32_t pixel) {
-  const std::int32_t pitch = staging_pitch(channels_last, size);
-  return channels_last ? pixel * pitch + filter * size : filter * pitch + pixel * size;
+EPICONV_HOST_DEVICE constexpr std::int32_t filters_offset(std::int32_t size, std::int32_t filter,
+                                                          std::int32_t pixel) {
+  return pixel * filters_pitch(size) + filter * size;
 }
-static_assert(kPiecePixels * (kWarpFilters * 4 + 16) <= kPieceStagingBytes);
-static_assert(kWarpFilters * (kPiecePixels + 8) * 4 <= kPieceStagingBytes);
+static_assert(kPiecePixels * filters_pitch(4) <= filters_staging_bytes());
+
+// The same where pixels lie side by side, of kRunPieces pieces: one store of a warp then writes a run of
+// kRunPixels pixels. Where rows of an image begin within a sector of 32 bytes, both ends of a run are parts
+// of sectors, which cost the memory as much as whole ones. Parts of a row are exchanged, so that no two lanes
+// write the same bank.
+inline constexpr int kRunPieces = 2;
+inline constexpr int kRunPixels = kRunPieces * kPiecePixels;
+EPICONV_HOST_DEVICE constexpr std::int32_t pixels_offset(std::int32_t size, std::int32_t filter,
+                                                         std::int32_t pixel) {
+  const std::int32_t exchange = size == 2 ? filter % 8 * 16 : filter % 4 * 32;
+  return filter * kRunPixels * size + ((pixel * size) ^ exchange);
+}
+static_assert(kWarpFilters * kRunPixels == pixels_staging_bytes(1));
 
 // Boxes in a warpgroup's staging memory: lines of 128 bytes, of 64 or 32 of the group's filters, for each
 // pixel; those of the other 32 filters behind those of all pixels. Swizzled as the copy engine reads them.
@@ -49,7 +59,7 @@ static_assert(kWarpFilters * (kPiecePixels + 8) * 4 <= kPieceStagingBytes);
 inline constexpr int kLineBytes = 128;
 inline constexpr int kBoxBytes = 8192;
 inline constexpr int kBoxes = 2;  // one is filled while the other is stored
-static_assert(kBoxes * kBoxBytes == kConsumerWarps / 2 * kBoxStagingBytes);
+static_assert(kBoxes * kBoxBytes == kConsumerWarps / 2 * filters_staging_bytes());
 EPICONV_HOST_DEVICE constexpr std::int32_t line_filters(std::int32_t size) { return kLineBytes / size; }
 EPICONV_HOST_DEVICE constexpr std::int32_t box_pixels(std::int32_t size) {
   return kBoxBytes / (kGroupFilters * size);
@@ -105,13 +115,13 @@ struct StoredElements {
     const std::int32_t lanes = kWarpFilters / width;  // that share a pixel
     return {lane % lanes * width, lane / lanes + 32 / lanes * turn};
   }
-  // width pixels of a filter
+  // width pixels of a filter, of a run: two for each lane, or one, half of the run at a time
   EPICONV_HOST_DEVICE static StoredElements pixels(std::int32_t width, std::int32_t lane, std::int32_t turn) {
-    const std::int32_t lanes = kPiecePixels / width;  // that share a filter
-    return {lane / lanes + 32 / lanes * turn, lane % lanes * width};
+    const std::int32_t turns = kRunPixels / (32 * width);  // of a filter
+    return {turn / turns, turn % turns * 32 + lane * width};
   }
 };
-// Turns that it takes to store a piece.
+// Turns that it takes to store a piece; a run takes kRunPieces times as many.
 EPICONV_HOST_DEVICE constexpr std::int32_t stored_turns(std::int32_t width) {
   return kWarpFilters * kPiecePixels / (32 * width);
 }

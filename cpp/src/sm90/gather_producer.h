@@ -98,6 +98,7 @@ class GatherProducer {
 
   __device__ __forceinline__ void run() {
     RingPlace place(g_.num_slots);
+    RowKeeper<2> keeper(shared_, memory_, thread_);
     int which = 0;
     const TileRange range = TileRange::of(g_);
     UnitWalk walk(g_, range.first, range.last);
@@ -113,8 +114,9 @@ class GatherProducer {
                          place.index());
       std::uint8_t* const slot = memory_ + place.index() * g_.slot_bytes;
       const KeptRows kept = walk.kept_rows();
-      keep_rows<2>(shared_, kept, place, memory_, thread_);
+      keeper.begin(kept, place);
       fill_slot(walk, table(which), kept.count, slot);
+      keeper.end(kept, place);
       ptx::fence_async_shared();
       __syncwarp();
       if (thread_ % 32 == 0) ptx::mbarrier_arrive(shared_.slot_full(place.index()));

@@ -129,7 +129,8 @@ bool set_stages(const HaloProblem& problem, HaloGeometry& g) {
   const auto raw_bytes = [&](int stages) {
     return round_up(std::int64_t{stages} * kLoaderWarps * g.raw_stage_bytes, kSwizzleAtom);
   };
-  g.warp_staging_bytes = problem.stores_filters ? kBoxStagingBytes : kPieceStagingBytes;
+  g.warp_staging_bytes =
+      problem.stores_filters ? filters_staging_bytes() : pixels_staging_bytes(problem.output_bytes);
   const int staging = kConsumerWarps * g.warp_staging_bytes;
   const std::int64_t room =
       kSharedLimit - kBarrierBytes - staging - 2 * kTileMemoryBytes - round_up(tables, 128);

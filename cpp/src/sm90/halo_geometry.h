@@ -37,9 +37,10 @@ inline constexpr int kLoaderWarps = 3;         // that load boxes by rows or by 
 inline constexpr int kMaxRawStages = 4;        // of each of them, by rows
 inline constexpr int kConsumerWarps = 8;       // of two warpgroups
 inline constexpr int kNumFilterOperands = 16;  // as many as there are places for operands
-// Of a consumer warp: a piece on its way to the output, or its share of its warpgroup's boxes (fragments.h).
-inline constexpr int kPieceStagingBytes = 2560;
-inline constexpr int kBoxStagingBytes = 4096;
+// Of a consumer warp, on the way to the output: its share of its warpgroup's boxes, which is more than a
+// piece whose filters lie side by side; or a run of pixels, of elements of so many bytes (fragments.h).
+EPICONV_HOST_DEVICE constexpr int filters_staging_bytes() { return 4096; }
+EPICONV_HOST_DEVICE constexpr int pixels_staging_bytes(int size) { return 1024 * size; }
 // Of a consumer: offsets of positions in the output, and operands of filters (store.h).
 inline constexpr int kTileMemoryBytes = kTilePixels * 4 + kNumFilterOperands * kGroupFilters * 4;
 
@@ -59,7 +60,8 @@ struct HaloProblem {
   std::int32_t element_bytes;  // of what wgmma multiplies: 4 (tf32) or 2
   std::int32_t input_bytes;    // of the input's elements
   InputLoad load;
-  bool stores_filters;  // those of an output pixel lie side by side, to be stored in boxes
+  bool stores_filters;        // those of an output pixel lie side by side
+  std::int32_t output_bytes;  // of the output's elements
 };
 
 struct HaloGeometry {

@@ -84,15 +84,16 @@ __device__ __forceinline__ void run_in_place(const EpilogueParameters& pass, con
         for (int j = 0; j < kAccumulators; ++j) accumulators[j] = gated(gate, accumulators[j]);
         break;
       }
-#define EPICONV_RUN_IN_PLACE(Operation)                                \
-  case Opcode::k##Operation:                                           \
-    if (std::is_same_v<ops::Operation, ops::Gelu> && step.p == 0.0f) { \
-      run_activation<ops::Operation>(0.0f, step.q, accumulators);      \
-    } else if (std::is_same_v<ops::Operation, ops::Gelu>) {            \
-      run_activation<ops::Operation>(1.0f, step.q, accumulators);      \
-    } else {                                                           \
-      run_activation<ops::Operation>(step.p, step.q, accumulators);    \
-    }                                                                  \
+// Gelu has two forms, of which p tells which; as a constant it leaves one of them in the code.
+#define EPICONV_RUN_IN_PLACE(Operation)                             \
+  case Opcode::k##Operation:                                        \
+    if constexpr (!std::is_same_v<ops::Operation, ops::Gelu>) {     \
+      run_activation<ops::Operation>(step.p, step.q, accumulators); \
+    } else if (step.p == 0.0f) {                                    \
+      run_activation<ops::Operation>(0.0f, step.q, accumulators);   \
+    } else {                                                        \
+      run_activation<ops::Operation>(1.0f, step.q, accumulators);   \
+    }                                                               \
     break;
         EPICONV_LONG_ACTIVATIONS(EPICONV_RUN_IN_PLACE)
         EPICONV_SHORT_ACTIVATIONS(EPICONV_RUN_IN_PLACE)

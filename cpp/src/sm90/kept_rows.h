@@ -12,43 +12,71 @@ inline constexpr int kLoaderThreads = 32 * kLoaderWarps;
 
 __device__ __forceinline__ void loader_barrier() { ptx::named_barrier<1, kLoaderThreads>(); }
 
-// By all loading threads, when the slot `place` is empty and before anything else is written to it. A thread
-// copies kBatch times 16 bytes at a time.
+// By all loading threads. A thread copies kBatch times 16 bytes at a time.
 template <int kBatch>
-__device__ __forceinline__ void keep_rows(const SharedMemory& shared, const KeptRows& kept,
-                                          const RingPlace& place, std::uint8_t* memory, int thread) {
-  if (kept.count == 0) return;
-  const HaloGeometry& g = shared.g;
-  const int before = KeptRows::place_before(g, place.index());
-  const bool is_within = before == place.index();
-  if (!is_within) {  // the other threads, too, have filled the slot that rows are kept from
-    ptx::mbarrier_wait(shared.slot_full(before),
-                       before < place.index() ? place.full_parity() : place.empty_parity(), "kept slot",
-                       before);
+class RowKeeper {
+ public:
+  __device__ __forceinline__ RowKeeper(const SharedMemory& shared, std::uint8_t* memory, int thread)
+      : shared_(shared), memory_(memory), thread_(thread), last_(shared.g.num_slots) {}
+
+  // When the slot `place` is empty, before anything is written to it.
+  __device__ __forceinline__ void begin(const KeptRows& kept, const RingPlace& place) {
+    // All threads have filled the slot before: rows of that one may be kept, and it may keep rows of this
+    // one.
+    if (!is_first_) {
+      ptx::mbarrier_wait(shared_.slot_full(last_.index()), last_.full_parity(), "slot before", last_.index());
+    }
+    is_first_ = false;
+    last_ = place;
+    if (kept.count == 0 || !is_within(place)) return;
+    copy(kept, place);
+    loader_barrier();  // what is kept is overwritten next
   }
-  const int row = static_cast<int>(g.pitch.divisor) * g.row_bytes;
-  const auto* from =
-      reinterpret_cast<const uint4*>(memory + before * g.slot_bytes + kept.moved * row) + thread;
-  auto* to = reinterpret_cast<uint4*>(memory + place.index() * g.slot_bytes) + thread;
-  int left = kept.count * row / 16 - thread;
-  const auto copy = [&](const auto& exists) {
-    uint4 batch[kBatch];
+  // When the box's other rows are there: one consumer has begun its epilogue when a slot becomes empty, and
+  // has less of the shared memory's port the more is copied then.
+  __device__ __forceinline__ void end(const KeptRows& kept, const RingPlace& place) const {
+    if (kept.count > 0 && !is_within(place)) copy(kept, place);
+  }
+
+ private:
+  __device__ __forceinline__ int before(const RingPlace& place) const {
+    return KeptRows::place_before(shared_.g, place.index());
+  }
+  __device__ __forceinline__ bool is_within(const RingPlace& place) const {
+    return before(place) == place.index();
+  }
+
+  __device__ __forceinline__ void copy(const KeptRows& kept, const RingPlace& place) const {
+    const HaloGeometry& g = shared_.g;
+    const int row = static_cast<int>(g.pitch.divisor) * g.row_bytes;
+    const auto* from =
+        reinterpret_cast<const uint4*>(memory_ + before(place) * g.slot_bytes + kept.moved * row) + thread_;
+    auto* to = reinterpret_cast<uint4*>(memory_ + place.index() * g.slot_bytes) + thread_;
+    int left = kept.count * row / 16 - thread_;
+    const auto copy_batch = [&](const auto& exists) {
+      uint4 batch[kBatch];
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      if (exists(j)) batch[j] = from[j * kLoaderThreads];
-    }
+      for (int j = 0; j < kBatch; ++j) {
+        if (exists(j)) batch[j] = from[j * kLoaderThreads];
+      }
 #pragma unroll
-    for (int j = 0; j < kBatch; ++j) {
-      if (exists(j)) to[j * kLoaderThreads] = batch[j];
-    }
-    from += kBatch * kLoaderThreads;
-    to += kBatch * kLoaderThreads;
-    left -= kBatch * kLoaderThreads;
-  };
+      for (int j = 0; j < kBatch; ++j) {
+        if (exists(j)) to[j * kLoaderThreads] = batch[j];
+      }
+      from += kBatch * kLoaderThreads;
+      to += kBatch * kLoaderThreads;
+      left -= kBatch * kLoaderThreads;
+    };
 #pragma unroll 1
-  while (left > (kBatch - 1) * kLoaderThreads) copy([](int) { return true; });
-  copy([&](int j) { return left > j * kLoaderThreads; });
-  if (is_within) loader_barrier();  // what is kept is overwritten next
-}
+    while (left > (kBatch - 1) * kLoaderThreads) copy_batch([](int) { return true; });
+    copy_batch([&](int j) { return left > j * kLoaderThreads; });
+  }
+
+  const SharedMemory shared_;
+  std::uint8_t* const memory_;
+  const int thread_;
+  bool is_first_ = true;
+  RingPlace last_;  // of the slot before
+};
 
 }  // namespace epiconv::sm90

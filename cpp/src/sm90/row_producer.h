@@ -35,6 +35,7 @@ class RowProducer {
     const bool whole = g_.pitch.divisor % (kBatch * 32) == 0;
     Stages stages{RingPlace(g_.raw_stages_per_warp), 0};
     RingPlace place(g_.num_slots);
+    RowKeeper<kKeepBatch> keeper(shared_, memory_, thread_);
     while (ahead.turn_next()) {
       RawRows rows = ahead.entered();
       const KeptRows kept = ahead.kept;
@@ -43,7 +44,7 @@ class RowProducer {
         if (is_first) {
           ptx::mbarrier_wait(shared_.slot_empty(place.index()), place.empty_parity(), "empty slot",
                              place.index());
-          keep_rows<kKeepBatch>(shared_, kept, place, memory_, thread_);
+          keeper.begin(kept, place);
         }
         if (!rows.in_unit()) break;
         const int stage = stages.first.index();
@@ -59,6 +60,7 @@ class RowProducer {
         --stages.loaded;
         rows.advance();
       }
+      keeper.end(kept, place);
       ptx::fence_async_shared();
       __syncwarp();
       if (thread_ % 32 == 0) ptx::mbarrier_arrive(shared_.slot_full(place.index()));

@@ -109,11 +109,11 @@ class TileStore {
         return;
       }
       if (to.filters < kWarpFilters || pass_.store == StoreKind::kPixels) {
-        visitor(PieceStore<Stored, PieceWords::kPixels>(to));
+        visitor(PixelStore<Stored, 1>(to));
       } else if (pass_.store == StoreKind::kPairsOfPixels) {
-        visitor(PieceStore<Stored, PieceWords::kPairsOfPixels>(to));
+        visitor(PixelStore<Stored, 2>(to));
       } else {
-        visitor(PieceStore<Stored, PieceWords::kFilters>(to));
+        visitor(FilterStore<Stored>(to));
       }
     });
   }
@@ -129,7 +129,7 @@ class TileStore {
         evaluate_piece(piece, values);
         store.put(piece, piece == 0, values);
       }
-      store.finish();
+      store.finish(kPieces - 1);
     });
   }
 
@@ -146,7 +146,7 @@ class TileStore {
       evaluate(piece, nullptr, values);
       visit_store([&](auto store) {
         store.put(piece, true, values);
-        store.finish();
+        store.finish(piece);
       });
     }
   }
