@@ -69,7 +69,7 @@ void check_memory(const HaloProblem& problem, const HaloGeometry& g) {
   check_raw_stages(problem, g);
   expect(!problem.stores_filters || g.staging_offset % kSwizzleAtom == 0, "boxes of the output begin at ",
          g.staging_offset);
-  const int staged = problem.stores_filters ? std::max(kBoxes * kBoxBytes / 4,
+  const int staged = problem.stores_filters ? std::max(kBoxes * kBoxBytes / (kConsumerWarps / 2),
                                                        kPiecePixels * filters_pitch(problem.output_bytes))
                                             : kWarpFilters * kRunPixels * problem.output_bytes;
   expect(g.warp_staging_bytes >= staged, g.warp_staging_bytes, " bytes of staging memory");

@@ -28,15 +28,7 @@
 #include "../../cpp/src/device/ptx/fences.h"
 #include "../../cpp/src/device/ptx/mbarrier.h"
 #include "../../cpp/src/device/ptx/wgmma.h"
-
-#define CHECK(call)                                                                 \
-  do {                                                                              \
-    const cudaError_t error = (call);                                               \
-    if (error != cudaSuccess) {                                                     \
-      std::printf("line %d: %s: %s\n", __LINE__, #call, cudaGetErrorString(error)); \
-      std::exit(1);                                                                 \
-    }                                                                               \
-  } while (false)
+#include "check.h"
 
 namespace {
 
