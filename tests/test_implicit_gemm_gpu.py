@@ -266,6 +266,47 @@ def test_programs_in_place(program, layout, card):
     torch.testing.assert_close(got, expected, rtol=2e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("math", MATHS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_relu_before_a_gate_has_a_kernel_of_its_own(layout, math, card):
+    torch.manual_seed(0)
+    dtype, precision = MATHS[math]
+    x = integers(2, 8, 19, 40, device=card, dtype=dtype).to(memory_format=LAYOUTS[layout])
+    weight, bias = (integers(*s, device=card, dtype=dtype) / 8 for s in ((72, 8, 3, 3), (72,)))
+    program = (
+        "v1 = relu(v0); v2 = add(v1, 3.0); v3 = div(v2, 6.0); v4 = clamp(v3, 0.0, 1.0); v5 = mul(v1, v4)"
+    )
+    words = {"epilogue": epiconv.Program(program), "precision": precision}
+    kernel = epiconv.explain(x, weight, bias, algorithm="implicit_gemm", **words).kernel
+    is_rounded = dtype == torch.float32 and precision != "tf32"
+    assert kernel.endswith("f32_interpreted_chain" if is_rounded else "f32_static")
+    got = epiconv.fused_conv_epilogue(x, weight, bias, algorithm="implicit_gemm", **words)
+    y = convolution(x, weight, bias).float().relu()
+    expected = y * ((y + 3) * (1 / 6)).clamp(0, 1)
+    torch.testing.assert_close(got, expected.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-7)
+
+
+# Output rows of an even number of elements that begin anywhere within a sector: rows that end within a piece
+# of 32 pixels, planes of an odd number of pairs, a last tile of one pair, and 2 filters besides 16s.
+@pytest.mark.parametrize("k", [64, 130])
+@pytest.mark.parametrize("size", [(9, 128), (19, 42), (7, 54), (31, 66), (75, 20), (130, 18)])
+def test_rows_within_sectors(size, k, card):
+    torch.manual_seed(0)
+    x = integers(3, 8, *size, device=card)
+    weight, bias, shift = (integers(*s, device=card) for s in ((k, 8, 3, 3), (k,), (k, 1, 1)))
+    y = convolution(x, weight, bias)
+    residual = integers(*y.shape, device=card)
+    words = {"precision": "tf32"}
+    exactly(fused(x, weight, bias, **words), y)
+    static = [ops.minimum(5.0), ops.add(shift), ops.mul(2.0)]
+    exactly(fused(x, weight, bias, epilogue=static, **words), (y.clamp(max=5.0) + shift.double()) * 2)
+    in_place = [ops.sub(shift), ops.clamp(-9.0, 20.0), ops.mul(shift)]
+    expected = (y - shift.double()).clamp(-9.0, 20.0) * shift.double()
+    exactly(fused(x, weight, bias, epilogue=in_place, **words), expected)
+    chunks = [ops.add(residual), ops.relu()]
+    exactly(fused(x, weight, bias, epilogue=chunks, **words), torch.relu(y + residual.double()))
+
+
 def test_nan_and_infinities_stay_where_they_are(card):
     x, weight = integers(2, 8, 20, 20, device=card), integers(24, 8, 3, 3, device=card)
     x[0, 3, 5, 6], x[1, 2, 0, 0] = float("nan"), float("inf")

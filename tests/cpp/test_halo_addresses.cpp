@@ -10,8 +10,8 @@
 
 #include "epiconv/error.h"
 #include "expectations.h"
-#include "sm90/fragments.h"
 #include "sm90/raw_rows.h"
+#include "sm90/stored_pairs.h"
 
 using namespace epiconv::sm90;
 using namespace expectations;
@@ -126,6 +126,35 @@ void check_staging_banks() {
                       }));
     }
     expect(most == access.read_passes, "a read takes ", most, " passes");
+  }
+}
+
+// Rings of pairs, of filters whose shifts are all even or all odd. A lane writes a pair of its filter, at
+// whatever number the piece begins with, and reads two of another.
+void check_ring_banks() {
+  for (std::uint32_t first = 0; first < kRingPairs; ++first) {
+    for (std::uint32_t step = 0; step < kSectorPairs; step += 2) {
+      for (std::uint32_t odd = 0; odd < 2; ++odd) {
+        subject =
+            concat("banks of a ring from pair ", first, " on, shifts of ", odd, " + ", step, " * filter");
+        const auto shift = [&](std::uint32_t filter) { return (odd + step * filter) % kSectorPairs; };
+        const int writes = passes(kPairBytes, [&](int lane) {
+          const auto filter = static_cast<std::uint32_t>(lane) / 4, x = static_cast<std::uint32_t>(lane) % 4;
+          const std::uint32_t places =
+              turned_places((first + x) % kRingPairs * kPairBytes, ring_turn(lane / 4, shift(filter)));
+          return static_cast<std::int32_t>(filter * kRingBytes + (places & 0xFF));
+        });
+        expect(writes == 1, "a write takes ", writes, " passes");
+        const int reads = passes(2 * kPairBytes, [&](int lane) {
+          const auto filter = static_cast<std::uint32_t>(lane) / 8;
+          const std::uint32_t pair = static_cast<std::uint32_t>(whole_sectors(static_cast<int>(first))) +
+                                     static_cast<std::uint32_t>(lane) % 8 * 2;
+          const std::uint32_t place = pair - shift(filter) + ring_turn(lane / 8, shift(filter));
+          return static_cast<std::int32_t>(filter * kRingBytes + place % kRingPairs * kPairBytes);
+        });
+        expect(reads == 1, "a read takes ", reads, " passes");
+      }
+    }
   }
 }
 
@@ -280,6 +309,7 @@ int main() {
   for (const StagedAccess& access : kStagedAccesses) check_staged(access);
   check_staging_banks();
   check_boxes();
+  check_ring_banks();
   check_box_banks();
   check_gather_banks();
   check_turned_banks();

@@ -61,9 +61,9 @@ void check_memory(const HaloProblem& problem, const HaloGeometry& g) {
   expect(g.shared_bytes <= kSharedLimit, g.shared_bytes, " bytes of shared memory");
   expect(g.slot_bytes % kSwizzleAtom == 0, "slots of ", g.slot_bytes, " bytes");
   expect(g.stage_bytes % kSwizzleAtom == 0, "stages of ", g.stage_bytes, " bytes");
-  expect(g.staging_offset % 128 == 0 && g.tile_memory_offset % 128 == 0 && g.table_offset % 128 == 0 &&
-             g.barrier_offset % 128 == 0,
-         "offsets are no multiples of 128");
+  expect(g.staging_offset % 128 == 0 && g.tile_memory_offset % 128 == 0, "offsets are no multiples of 128");
+  expect(kTileMemoryBytes % 4 == 0 && g.table_offset % 8 == 0 && g.barrier_offset % 8 == 0,
+         "tables or barriers are not aligned");
   expect(g.weights_offset() == g.num_slots * g.slot_bytes, "slots run into the stages");
   expect(g.raw_offset >= g.weights_offset() + g.num_stages * g.stage_bytes, "stages run into the raw ones");
   check_raw_stages(problem, g);

@@ -91,6 +91,12 @@ std::vector<Way> ways{
        return by_rows(g) && g.runs.divisor > 2 && g.units <= g.num_slots && g.step_offset == 0 &&
               256 * g.row_bytes % epiconv::sm90::kSwizzleAtom == 0;
      }},
+    {"whole sectors, a row that ends within a piece",
+     [](const HaloGeometry& g) { return stores_in_sectors(g) && g.pitch.divisor % 32 != 0; }},
+    {"whole sectors, shifts even and odd",
+     [](const HaloGeometry& g) {
+       return stores_in_sectors(g) && g.out_width % 2 == 0 && g.out_height * g.out_width / 2 % 2 == 1;
+     }},
     {"two raw stages", [](const HaloGeometry& g) { return g.raw_stages_per_warp == 2; }},
     {"four raw stages", [](const HaloGeometry& g) { return g.raw_stages_per_warp == 4; }},
     {"rows of 32 bytes", [](const HaloGeometry& g) { return g.row_bytes == 32; }},
@@ -237,7 +243,7 @@ double model_cost(const Case& c, const HaloGeometry& g) {
 int main() {
   constexpr int kRandomCases = 400;
   constexpr double kMostWork = 4e7;
-  constexpr std::size_t kWaysToStore = 8;
+  constexpr std::size_t kWaysToStore = 9;
   int failures = 0;
   std::set<std::pair<int, StoreKind>> ways_to_store;
   const auto check = [&](const Case& c, const HaloPlan& plan, std::uint32_t seed) {

@@ -11,10 +11,15 @@ namespace epiconv {
 // for. Parts that they lack are identities that change no bit: b = -0.0, c = 1, p = -inf, q = inf.
 inline constexpr Opcode kGate = static_cast<Opcode>(kNumOperations + 1);
 
+struct Gated {
+  template <typename T>
+  static EPICONV_HOST_DEVICE T forward(const ops::Inputs<T>& in) {
+    return ops::math::minimum(ops::math::maximum((in.a + in.b) * in.c, in.p), in.q) * in.a;
+  }
+};
 template <typename T>
 EPICONV_HOST_DEVICE T gated(const Step<T>& step, T v) {
-  const T product = (v + step.number[1]) * step.number[2];
-  return ops::math::minimum(ops::math::maximum(product, step.p), step.q) * v;
+  return Gated::forward(ops::Inputs<T>{v, step.number[1], step.number[2], step.p, step.q});
 }
 
 // With the gates that there are; those of numbers that are known when the program runs stay as they are.

@@ -1,5 +1,5 @@
-// The programs that have kernels of their own: those of epiconv.recipes, each behind a conv bias. They are
-// the yardstick of the interpreter.
+// The programs that have kernels of their own, each behind a conv bias: those of epiconv.recipes, which are
+// the yardstick of the interpreter, and one with a gate.
 #pragma once
 
 #include "device/evaluators.h"
@@ -17,10 +17,13 @@ using MinimumNumber = StaticStep<ops::Minimum, Opcode::kMinimum>;
 using ClampNumbers = StaticStep<ops::Clamp, Opcode::kClamp>;
 using Relu = StaticStep<ops::Relu, Opcode::kRelu>;
 using Sigmoid = StaticStep<ops::Sigmoid, Opcode::kSigmoid>;
+using Gate = StaticStep<Gated, kGate>;
 using AddBias = AddOperand<kBiasOperand>;
 
 using MinAddMul = StaticProgram<AddBias, MinimumNumber, AddOperand<0>, MulNumber>;
 using ReluAdd = StaticProgram<AddBias, Relu, AddOperand<0>>;
+// relu, then hardswish written out, as KernelBench has it.
+using ReluGate = StaticProgram<AddBias, Relu, Gate>;
 using AddClampMulClampDiv =
     StaticProgram<AddBias, AddOperand<0>, ClampNumbers, MulNumber, ClampNumbers, MulNumber>;
 using AddMulSigmoidGroupNorm =

@@ -1,5 +1,6 @@
 #include "host_model/halo_output.h"
 
+#include <algorithm>
 #include <cstring>
 
 namespace epiconv::host_model {
@@ -48,13 +49,19 @@ void OutputTiles::store(const Tile& tile, std::int32_t sharer, const Accumulator
   }
   const std::int32_t first_row = g_.stacked ? 0 : tile.first_row;
   const std::uint32_t offsets = fill_offsets(tile, image, first_row, sharer);
+  const std::uint32_t pairs = kind_ == StoreKind::kSectors ? fill_pairs(tile, sharer) : 0;
   for (std::int32_t warp = 0; warp < kWarps; ++warp) {
     const std::int32_t filter = group + warp * kWarpFilters, left = g_.filters - filter;
     if (left <= 0) continue;
     const auto staging = group_staging(sharer) + static_cast<std::uint32_t>(warp * g_.warp_staging_bytes);
     const auto& strides = layout_.strides;
-    store_pieces(left < kWarpFilters ? StoreKind::kPixels : kind_, staging, offsets,
-                 image * strides[0] + filter * strides[1] + first_row * strides[2], left, warp, accumulators);
+    const std::int64_t to = image * strides[0] + filter * strides[1] + first_row * strides[2];
+    if (kind_ == StoreKind::kSectors && left >= kWarpFilters) {
+      store_sectors(staging, pairs, to + std::min(tile.offset, g_.out_width), warp, accumulators);
+    } else {
+      store_pieces(left < kWarpFilters ? StoreKind::kPixels : kind_, staging, offsets, to, left, warp,
+                   accumulators);
+    }
   }
 }
 
@@ -225,6 +232,101 @@ void OutputTiles::store_pieces(StoreKind kind, std::uint32_t staging, std::uint3
       stage_piece(kind == StoreKind::kFilters, staging, part, values);
     }
     store_staged(kind, staging, offsets + static_cast<std::uint32_t>(first * kPiecePixels * 4), to, filters);
+  }
+}
+
+// ---- In whole sectors, each warp on its own.
+
+// Returns the address of the table.
+std::uint32_t OutputTiles::fill_pairs(const Tile& tile, std::int32_t sharer) {
+  constexpr std::int32_t kBefore = kTilePixels * 4 + sm90::kNumFilterOperands * kGroupFilters * 4;
+  sm90::PairTable table;
+  for (std::int32_t pair = 0; pair < kTilePixels / 2; ++pair) {
+    const std::int32_t place = sm90::ring_number(g_, tile, pair) % sm90::kRingPairs * sm90::kPairBytes;
+    reinterpret_cast<std::uint8_t*>(table.places)[sm90::PairTable::place(pair)] =
+        static_cast<std::uint8_t>(place);
+  }
+  for (std::int32_t piece = 0; piece <= sm90::kPieces; ++piece) {
+    const std::int32_t before = sm90::pairs_before(g_, tile, piece * kPiecePixels);
+    require(before <= kTilePixels / 2, before, " pairs before piece ", piece);
+    table.before[piece] = static_cast<std::uint8_t>(before);
+  }
+  const auto address =
+      static_cast<std::uint32_t>(g_.tile_memory_offset + sharer * sm90::kTileMemoryBytes + kBefore);
+  std::memcpy(shared_.at(address, sizeof(table)), &table, sizeof(table));
+  return address;
+}
+
+// Pairs from the begin of a sector up to pair 0 of a filter; the output begins with a sector.
+std::int32_t OutputTiles::sector_shift(std::int64_t to, std::int32_t filter) const {
+  const std::int64_t byte = (to + filter * layout_.strides[1]) * run_.output_bytes;
+  require(byte % sm90::kPairBytes == 0, "pair 0 of filter ", filter, " lies at byte ", byte);
+  return static_cast<std::int32_t>(byte % sm90::kSectorBytes / sm90::kPairBytes);
+}
+
+// `to` is pair 0 of the warp's first filter.
+void OutputTiles::store_sectors(std::uint32_t staging, std::uint32_t pairs, std::int64_t to,
+                                std::int32_t warp, const Accumulators& accumulators) {
+  sm90::PairTable table;
+  std::memcpy(&table, shared_.at(pairs, sizeof(table)), sizeof(table));
+  shared_.clear(staging, g_.warp_staging_bytes);
+  const std::int32_t all = table.before[sm90::kPieces];
+  std::int32_t stored = 0;
+  for (std::int32_t piece = 0; piece < sm90::kPieces; ++piece) {
+    PieceValues values;
+    take_piece(accumulators, warp, piece, values);
+    stage_ring(staging, pairs + static_cast<std::uint32_t>(piece * 16), to, values);
+    const std::int32_t end = sm90::whole_sectors(table.before[piece + 1]);
+    require(piece == 0 || stored > 0 || end == 0, "nothing of a tile's first piece is stored with it");
+    store_ring(staging, to, stored, end, all);
+    stored = end;
+  }
+  store_ring(staging, to, stored, kTilePixels, all);
+}
+
+void OutputTiles::stage_ring(std::uint32_t staging, std::uint32_t places, std::int64_t to,
+                             const PieceValues& values) {
+  for (std::int32_t lane = 0; lane < 32; ++lane) {
+    const std::int32_t row = lane / 4;
+    std::uint32_t four;
+    std::memcpy(&four, shared_.at(places + static_cast<std::uint32_t>(lane % 4 * 4), 4), 4);
+    const auto shift = static_cast<std::uint32_t>(sector_shift(to, row));
+    require(shift == static_cast<std::uint32_t>(sector_shift(to, row + 8)), "filters ", row, " and ", row + 8,
+            " are shifted otherwise");
+    four = sm90::turned_places(four, sm90::ring_turn(row, shift));
+    const std::uint32_t ring = staging + static_cast<std::uint32_t>(row * sm90::kRingBytes);
+    require(ring % 256 == 0, "a ring begins at ", ring);
+    for (std::uint32_t j = 0; j < kWord / 2; ++j) {
+      for (std::uint32_t h = 0; h < 2; ++h) {
+        const std::uint32_t byte = four >> (8 * j) & 0xFF;
+        std::memcpy(staged(ring + byte + h * 8 * sm90::kRingBytes, sm90::kPairBytes),
+                    &values[lane][h * kWord + 2 * j], sm90::kPairBytes);
+      }
+    }
+  }
+}
+
+// Pairs from number `begin` up to `end`, of which there are `all` behind pair 0.
+void OutputTiles::store_ring(std::uint32_t staging, std::int64_t to, std::int32_t begin, std::int32_t end,
+                             std::int32_t all) {
+  for (std::int32_t filter = 0; filter < kWarpFilters; ++filter) {
+    const std::int32_t shift = sector_shift(to, filter);
+    for (std::int32_t at = 0; at < sm90::kPiecePairs; at += 2) {
+      const std::int32_t pair = begin + at;
+      if (pair >= end) break;
+      const auto place = static_cast<std::uint32_t>(pair - shift) +
+                         sm90::ring_turn(filter, static_cast<std::uint32_t>(shift));
+      const std::uint8_t* const words =
+          staged(staging + static_cast<std::uint32_t>(filter * sm90::kRingBytes) +
+                     place % sm90::kRingPairs * sm90::kPairBytes,
+                 2 * sm90::kPairBytes);
+      for (std::int32_t e = 0; e < 2; ++e) {
+        const std::int32_t number = pair + e - shift;
+        if (number < 0 || number >= all) continue;
+        output_.write(to + 2 * number + filter * layout_.strides[1], 2, run_.output_bytes,
+                      words + e * sm90::kPairBytes);
+      }
+    }
   }
 }
 

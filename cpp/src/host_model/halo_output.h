@@ -9,7 +9,7 @@
 #include "host_model/halo_memory.h"
 #include "host_model/halo_model.h"
 #include "sm90/fprop.h"
-#include "sm90/fragments.h"
+#include "sm90/stored_pairs.h"
 
 namespace epiconv::host_model {
 
@@ -51,6 +51,13 @@ class OutputTiles {
                              std::int32_t sharer);
   void store_pieces(sm90::StoreKind kind, std::uint32_t staging, std::uint32_t offsets, std::int64_t to,
                     std::int32_t filters, std::int32_t warp, const Accumulators& accumulators);
+  std::uint32_t fill_pairs(const sm90::Tile& tile, std::int32_t sharer);
+  void store_sectors(std::uint32_t staging, std::uint32_t pairs, std::int64_t to, std::int32_t warp,
+                     const Accumulators& accumulators);
+  void stage_ring(std::uint32_t staging, std::uint32_t places, std::int64_t to, const PieceValues& values);
+  void store_ring(std::uint32_t staging, std::int64_t to, std::int32_t begin, std::int32_t end,
+                  std::int32_t all);
+  std::int32_t sector_shift(std::int64_t to, std::int32_t filter) const;
   std::uint32_t staging_offset(bool is_filters, std::int32_t filter, std::int32_t pixel) const;
   void stage_piece(bool is_filters, std::uint32_t staging, std::int32_t part, const PieceValues& values);
   void store_staged(sm90::StoreKind kind, std::uint32_t staging, std::uint32_t offsets, std::int64_t to,

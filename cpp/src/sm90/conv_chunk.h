@@ -4,7 +4,7 @@
 
 #include "device/evaluators.h"
 #include "sm90/conv_parameters.h"
-#include "sm90/fragments.h"
+#include "sm90/stored_pairs.h"
 
 namespace epiconv {
 
@@ -32,6 +32,7 @@ struct TileTables {
   const std::int32_t* offsets;
   // Of the operands that have one element for each filter: [place][kGroupFilters].
   const float* of_filters;
+  const PairTable* pairs;  // of StoreKind::kSectors
 
   // The output row that offsets count from.
   __device__ __forceinline__ std::int32_t first_row() const { return g.stacked ? 0 : tile.first_row; }

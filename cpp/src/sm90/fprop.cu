@@ -85,7 +85,8 @@ GatheredInput gathered_input(const FpropProblem& problem) {
 // Bytes that divide the address of an output that is stored so.
 int store_alignment(StoreKind store, DType dtype) {
   const int size = dtype_size(dtype);
-  return store == StoreKind::kPixels ? size : store == StoreKind::kPairsOfPixels ? 2 * size : 16;
+  if (store == StoreKind::kPixels) return size;
+  return store == StoreKind::kSectors || store == StoreKind::kPairsOfPixels ? 2 * size : 16;
 }
 
 void check(cudaError_t status, const char* what, const std::string& kernel, const HaloGeometry& g) {

@@ -8,7 +8,7 @@
 
 #include "epiconv/conv_plan.h"
 #include "pass.h"
-#include "sm90/fragments.h"
+#include "sm90/stored_pairs.h"
 
 namespace epiconv::sm90 {
 
@@ -40,7 +40,10 @@ inline StoreKind store_kind(const HaloGeometry& g, const TensorLayout& output) {
   // Pairs begin at even columns of a strip, and no strip ends within one.
   const bool in_pairs =
       in_words(output, 3, 2) && g.pitch.divisor % 2 == 0 && g.strip_width % 2 == 0 && g.out_width % 2 == 0;
-  return in_pairs ? StoreKind::kPairsOfPixels : StoreKind::kPixels;
+  if (!in_pairs) return StoreKind::kPixels;
+  const bool is_dense = output.strides[2] == g.out_width;
+  return is_dense && dtype_size(output.dtype) == 4 && stores_in_sectors(g) ? StoreKind::kSectors
+                                                                           : StoreKind::kPairsOfPixels;
 }
 
 struct FpropProblem {

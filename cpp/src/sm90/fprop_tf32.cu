@@ -3,7 +3,7 @@
 namespace epiconv::sm90 {
 
 FpropKernel fprop_tf32(const LoweredProgram& program, bool only_of_filters) {
-  return choose_kernel<Tf32, float>(program, only_of_filters, ConvRecipes{});
+  return choose_kernel<Tf32, float>(program, only_of_filters, ConvPrograms{});
 }
 
 }  // namespace epiconv::sm90

@@ -11,8 +11,8 @@
 namespace epiconv::sm90 {
 
 // How an output can be stored: boxes of filters by the copy engine, filters 16 bytes at a time, two pixels at
-// a time, or one.
-enum class StoreKind : std::uint8_t { kBoxes, kFilters, kPairsOfPixels, kPixels };
+// a time, cut where sectors begin or anywhere, or one.
+enum class StoreKind : std::uint8_t { kBoxes, kFilters, kSectors, kPairsOfPixels, kPixels };
 
 inline constexpr int kAccumulators = kTilePixels / 2;  // of a thread: 64 filters x 256 pixels / 128 threads
 inline constexpr int kWarpFilters = 16;

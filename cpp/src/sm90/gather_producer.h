@@ -98,7 +98,7 @@ class GatherProducer {
 
   __device__ __forceinline__ void run() {
     RingPlace place(g_.num_slots);
-    RowKeeper<2> keeper(shared_, memory_, thread_);
+    const RowKeeper<2> keeper(shared_, memory_, thread_);
     int which = 0;
     const TileRange range = TileRange::of(g_);
     UnitWalk walk(g_, range.first, range.last);

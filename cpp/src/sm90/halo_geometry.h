@@ -31,7 +31,7 @@ inline constexpr int kMaxPitch = 256;        // of a TMA box
 inline constexpr int kStepBytes = 32;        // of a row, that one wgmma multiplies
 inline constexpr int kSwizzleAtom = 1024;    // bytes after which a swizzle repeats
 inline constexpr int kSharedLimit = 232448;  // bytes of dynamic shared memory that a block may have
-inline constexpr int kBarrierBytes = 1024;
+inline constexpr int kBarrierBytes = 688;
 inline constexpr int kBoxTables = 3;           // of the gather producer
 inline constexpr int kLoaderWarps = 3;         // that load boxes by rows or by gathering
 inline constexpr int kMaxRawStages = 4;        // of each of them, by rows
@@ -41,8 +41,11 @@ inline constexpr int kNumFilterOperands = 16;  // as many as there are places fo
 // piece whose filters lie side by side; or a run of pixels, of elements of so many bytes (fragments.h).
 EPICONV_HOST_DEVICE constexpr int filters_staging_bytes() { return 4096; }
 EPICONV_HOST_DEVICE constexpr int pixels_staging_bytes(int size) { return 1024 * size; }
-// Of a consumer: offsets of positions in the output, and operands of filters (store.h).
-inline constexpr int kTileMemoryBytes = kTilePixels * 4 + kNumFilterOperands * kGroupFilters * 4;
+// Of a consumer: offsets of positions in the output, operands of filters (store.h), and where pairs of pixels
+// lie (stored_pairs.h).
+inline constexpr int kPairTableBytes = 140;
+inline constexpr int kTileMemoryBytes =
+    kTilePixels * 4 + kNumFilterOperands * kGroupFilters * 4 + kPairTableBytes;
 
 // How boxes of the input come into their slots.
 enum class InputLoad : std::uint8_t {

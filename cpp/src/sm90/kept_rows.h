@@ -17,17 +17,17 @@ template <int kBatch>
 class RowKeeper {
  public:
   __device__ __forceinline__ RowKeeper(const SharedMemory& shared, std::uint8_t* memory, int thread)
-      : shared_(shared), memory_(memory), thread_(thread), last_(shared.g.num_slots) {}
+      : shared_(shared), memory_(memory), thread_(thread) {}
 
   // When the slot `place` is empty, before anything is written to it.
-  __device__ __forceinline__ void begin(const KeptRows& kept, const RingPlace& place) {
+  __device__ __forceinline__ void begin(const KeptRows& kept, const RingPlace& place) const {
     // All threads have filled the slot before: rows of that one may be kept, and it may keep rows of this
     // one.
-    if (!is_first_) {
-      ptx::mbarrier_wait(shared_.slot_full(last_.index()), last_.full_parity(), "slot before", last_.index());
+    if (!place.is_first()) {
+      const bool wraps = place.index() == 0;
+      const int last = (wraps ? shared_.g.num_slots : place.index()) - 1;
+      ptx::mbarrier_wait(shared_.slot_full(last), place.full_parity() ^ (wraps ? 1 : 0), "slot before", last);
     }
-    is_first_ = false;
-    last_ = place;
     if (kept.count == 0 || !is_within(place)) return;
     copy(kept, place);
     loader_barrier();  // what is kept is overwritten next
@@ -75,8 +75,6 @@ class RowKeeper {
   const SharedMemory shared_;
   std::uint8_t* const memory_;
   const int thread_;
-  bool is_first_ = true;
-  RingPlace last_;  // of the slot before
 };
 
 }  // namespace epiconv::sm90

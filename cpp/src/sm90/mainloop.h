@@ -44,7 +44,7 @@ class Consumer {
       const std::int32_t group = filter_group * kGroupFilters;
       const std::int32_t pattern = offset_pattern(g_, tile);
       const TileMemory memory = tile_memory();
-      const TileTables tables{g_, tile, tile.image(g_), memory.offsets, memory.of_filters};
+      const TileTables tables{g_, tile, tile.image(g_), memory.offsets, memory.of_filters, memory.pairs};
       // The vote tells the compiler that the answer is one for the whole warp, as wgmma depends on.
       const bool fills =
           __any_sync(0xFFFFFFFF, pattern < 0 || pattern != held_pattern_ || group != held_group_);
@@ -65,6 +65,7 @@ class Consumer {
     const int thread = threadIdx.x % kConsumerThreads;
     warp_.sync_group();  // with the warps that still store the last tile
     memory.fill_offsets(p_.epilogue, tables, thread);
+    memory.fill_pairs(p_.epilogue, tables, thread);
     if (group != held_group_) memory.fill_of_filters(p_.epilogue, g_, group, thread);
     held_pattern_ = pattern;
     held_group_ = group;

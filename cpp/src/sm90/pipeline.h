@@ -72,6 +72,7 @@ class RingPlace {
   __device__ __forceinline__ explicit RingPlace(int size) : size_(size) {}
 
   __device__ __forceinline__ int index() const { return index_; }
+  __device__ __forceinline__ bool is_first() const { return index_ == 0 && round_ == 0; }
   // Parity of the phase in which the place is full, and of the one in which it is empty again.
   __device__ __forceinline__ std::uint32_t full_parity() const { return round_ & 1; }
   __device__ __forceinline__ std::uint32_t empty_parity() const { return (round_ & 1) ^ 1; }

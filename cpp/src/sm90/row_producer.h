@@ -35,7 +35,7 @@ class RowProducer {
     const bool whole = g_.pitch.divisor % (kBatch * 32) == 0;
     Stages stages{RingPlace(g_.raw_stages_per_warp), 0};
     RingPlace place(g_.num_slots);
-    RowKeeper<kKeepBatch> keeper(shared_, memory_, thread_);
+    const RowKeeper<kKeepBatch> keeper(shared_, memory_, thread_);
     while (ahead.turn_next()) {
       RawRows rows = ahead.entered();
       const KeptRows kept = ahead.kept;

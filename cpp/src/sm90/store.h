@@ -5,6 +5,7 @@
 #include "sm90/box_store.h"
 #include "sm90/in_place.h"
 #include "sm90/piece_store.h"
+#include "sm90/sector_store.h"
 #include "sm90/tile_memory.h"
 
 namespace epiconv::sm90 {
@@ -107,6 +108,12 @@ class TileStore {
       if (pass_.store == StoreKind::kBoxes) {
         visitor(BoxStore<Stored>(p_, tables_, group_, warp_, lane_));
         return;
+      }
+      if constexpr (sizeof(Stored) == sizeof(float)) {
+        if (to.filters >= kWarpFilters && pass_.store == StoreKind::kSectors) {
+          visitor(SectorStore(to, tables_));
+          return;
+        }
       }
       if (to.filters < kWarpFilters || pass_.store == StoreKind::kPixels) {
         visitor(PixelStore<Stored, 1>(to));

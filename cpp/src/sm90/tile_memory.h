@@ -3,6 +3,7 @@
 #pragma once
 
 #include "sm90/conv_chunk.h"
+#include "sm90/stored_pairs.h"
 
 namespace epiconv::sm90 {
 
@@ -10,10 +11,13 @@ namespace epiconv::sm90 {
 struct TileMemory {
   std::int32_t* offsets;
   float* of_filters;
+  PairTable* pairs;
 
   __device__ __forceinline__ static TileMemory at(std::uint8_t* memory) {
     auto* const offsets = reinterpret_cast<std::int32_t*>(memory);
-    return {offsets, reinterpret_cast<float*>(offsets + kTilePixels)};
+    auto* const of_filters = reinterpret_cast<float*>(offsets + kTilePixels);
+    return {offsets, of_filters,
+            reinterpret_cast<PairTable*>(of_filters + kNumFilterOperands * kGroupFilters)};
   }
 
   __device__ __forceinline__ void fill_offsets(const EpilogueParameters& pass, const TileTables& tables,
@@ -25,6 +29,18 @@ struct TileMemory {
       offsets[at] = pixel.valid ? (pixel.n - tables.image) * strides[0] +
                                       (pixel.p - tables.first_row()) * strides[2] + pixel.q * strides[3]
                                 : -1;
+    }
+  }
+
+  __device__ __forceinline__ void fill_pairs(const EpilogueParameters& pass, const TileTables& tables,
+                                             int thread) const {
+    if (pass.store != StoreKind::kSectors) return;
+    const int place = ring_number(tables.g, tables.tile, thread) % kRingPairs;
+    reinterpret_cast<std::uint8_t*>(pairs->places)[PairTable::place(thread)] =
+        static_cast<std::uint8_t>(place * kPairBytes);
+    if (thread <= kPieces) {
+      pairs->before[thread] =
+          static_cast<std::uint8_t>(pairs_before(tables.g, tables.tile, thread * kPiecePixels));
     }
   }
 

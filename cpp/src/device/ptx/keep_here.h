@@ -1,6 +1,8 @@
 // What keeps the compiler from moving code.
 #pragma once
 
+#include <cstdint>
+
 namespace epiconv::ptx {
 
 // The value is computed at this place, and on no other path, and what is made of it begins with it.
@@ -10,6 +12,7 @@ template <typename T>
 __device__ __forceinline__ void keep_here(T*& pointer) {
   asm volatile("" : "+l"(pointer));
 }
+__device__ __forceinline__ void keep_here(std::uintptr_t& address) { asm volatile("" : "+l"(address)); }
 
 // PTX ISA 10 "%laneid", read at this place: what is computed from it is not kept in registers from one loop
 // to the next, as all that follows from threadIdx may be.

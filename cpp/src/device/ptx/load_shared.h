@@ -1,0 +1,18 @@
+// Loads from shared memory by its address.
+#pragma once
+
+#include <cstdint>
+
+namespace epiconv::ptx {
+
+// PTX ISA 9.7.9.8 "ld"; `from` is aligned to 16 bytes.
+__device__ __forceinline__ uint4 load_shared(std::uint32_t from) {
+  uint4 value;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(from)
+               : "memory");
+  return value;
+}
+
+}  // namespace epiconv::ptx
