@@ -52,8 +52,6 @@ struct ConvParameters {
   GatheredInput input;     // of a load by gathering
   const void* weights;     // packed
   InputLoad load;
-  // Of a load by rows: clocks between the begins of one block and the next.
-  std::int32_t stagger;
   HaloGeometry geometry;
   EpilogueParameters epilogue;
 };

@@ -97,17 +97,6 @@ void check(cudaError_t status, const char* what, const std::string& kernel, cons
                          " failed: ", cudaGetErrorName(status), ", ", cudaGetErrorString(status)));
 }
 
-// Blocks that begin together store together, tile after tile, and the memory has nothing to do between. So
-// where there are many tiles for a block, the last one begins about a tile's time behind the first: 64 to 128
-// channels in TF32 take 2 to 3 % less so, what is lost by beginning late included; others as long as before.
-int stagger(InputLoad load, const HaloGeometry& g, int blocks) {
-  constexpr int kManyTiles = 48, kClocksPerStep = 160;
-  if (load != InputLoad::kRows || g.tiles < kManyTiles * blocks) return 0;
-  const std::int64_t steps = (g.channel_blocks - 1) * g.full_steps + g.last_steps;
-  const std::int64_t clocks = steps * g.taps_r * g.taps_s * kClocksPerStep * g.sharers;
-  return static_cast<int>(std::min<std::int64_t>(clocks, 1 << 20) / blocks);
-}
-
 constexpr int kMaxDevices = 64;
 
 int multiprocessors(int device) {
@@ -197,7 +186,6 @@ void Fprop::launch(const PassPointers& pointers, const void* weights, int device
   }
   void* arguments[] = {&p};
   const auto blocks = static_cast<unsigned>(std::min(g.tiles, multiprocessors(device)));
-  p.stagger = stagger(p.load, g, static_cast<int>(blocks));
   check(cudaLaunchKernel(state_->kernel.function, dim3(blocks), dim3(kThreads), arguments, g.shared_bytes,
                          static_cast<cudaStream_t>(stream)),
         "the launch", state_->name, g);

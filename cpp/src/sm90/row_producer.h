@@ -6,7 +6,6 @@
 #pragma once
 
 #include "device/ptx/bulk_copy.h"
-#include "device/ptx/clock.h"
 #include "device/ptx/ldmatrix.h"
 #include "device/ptx/stmatrix.h"
 #include "sm90/conv_parameters.h"
@@ -31,7 +30,6 @@ class RowProducer {
         lane_(Lane::of(p.geometry, thread % 32)) {}
 
   __device__ __forceinline__ void run() {
-    ptx::wait_clocks(blockIdx.x * p_.stagger);
     const TileRange range = TileRange::of(g_);
     RawRowWalk ahead(UnitWalk(g_, range.first, range.last), warp_);
     const bool whole = g_.pitch.divisor % (kBatch * 32) == 0;
