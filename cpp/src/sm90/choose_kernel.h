@@ -31,7 +31,7 @@ FpropKernel choose_kernel(const LoweredProgram& program, bool only_of_filters, S
 
 // Of the recipes, those of which the whole program is one pass behind a plain convolution.
 using ConvRecipes = StaticPrograms<MinAddMul, ReluAdd>;
-// And a program that folded steps take half as long again for.
-using ConvPrograms = StaticPrograms<MinAddMul, ReluAdd, ReluGate>;
+// And in TF32, where the memory takes less time for few channels than the program does in place.
+using Tf32Programs = StaticPrograms<MinAddMul, ReluAdd, ReluGate>;
 
 }  // namespace epiconv::sm90

@@ -3,7 +3,7 @@
 namespace epiconv::sm90 {
 
 FpropKernel fprop_fp16(const LoweredProgram& program, bool only_of_filters) {
-  return choose_kernel<Fp16, __half>(program, only_of_filters, ConvPrograms{});
+  return choose_kernel<Fp16, __half>(program, only_of_filters, ConvRecipes{});
 }
 
 }  // namespace epiconv::sm90
