@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from epiconv.implicit_gemm import why_not_on
+
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request):
@@ -18,6 +20,14 @@ def cuda():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+@pytest.fixture
+def card(cuda):
+    """The current CUDA device, if it has implicit-GEMM kernels."""
+    if reason := why_not_on(cuda):
+        pytest.skip(reason)
+    return cuda
 
 
 @pytest.fixture

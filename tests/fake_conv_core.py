@@ -80,8 +80,12 @@ class Plan:
         for name, value in zip(self.NAMES, given, strict=True):
             setattr(self, name, value)
         producer = "tma" if self.input_alignment == 16 else "gather"
-        self.kernel = f"fprop_fake_{self.math}_{producer}"
+        problem = self.problem
+        self.kernel = f"{'dgrad' if problem.transposed else 'fprop'}_fake_{self.math}_{producer}"
         self.weight_format = f"{self.math}_{producer if core.formats_differ else 'any'}"
+        if problem.transposed:
+            rests = [p % s for p, s in zip(problem.padding_begin, problem.stride, strict=True)]
+            self.weight_format += f"_transposed_{problem.stride}_{rests}"
         self.hides_epilogue = core.hides_epilogue
         self.packed_bytes = 4 * torch.Size(self.problem.weight).numel()
 
@@ -90,10 +94,27 @@ class Plan:
 
     def pack(self, weight, weight_dtype, weight_strides, packed, device, stream):
         self.core.packs.append((weight, packed, stream))
+        self.core.weight_strides = weight_strides
         shape = self.problem.weight
         given = memory(weight, getattr(torch, weight_dtype), shape, weight_strides)
         contiguous = torch.empty(shape, device="meta").stride()
         memory(packed, torch.float32, shape, contiguous).copy_(self._rounded(given.detach()))
+
+    def _convolution(self, x, weight):
+        problem = self.problem
+        begin, end, rank = problem.padding_begin, problem.padding_end, len(problem.stride)
+        if problem.transposed:  # a convolution over the pixels with zeros between them
+            taps, more = weight.shape[2:], problem.output_padding
+            extents = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], problem.stride, strict=True)]
+            apart = x.new_zeros(*x.shape[:2], *extents)
+            apart[(..., *(slice(None, None, stride) for stride in problem.stride))] = x
+            begin = [t - 1 - b for t, b in zip(taps, begin, strict=True)]
+            end = [t - 1 - e + m for t, e, m in zip(taps, end, more, strict=True)]
+            x, weight = apart, weight.transpose(0, 1).flip(*range(2, 2 + rank))
+        pads = [side for sides in zip(reversed(begin), reversed(end), strict=True) for side in sides]
+        if any(pads):
+            x = F.pad(x, pads, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+        return (F.conv1d if rank == 1 else F.conv2d)(x, weight, dilation=problem.dilation)
 
     def run(self, input, packed, output, bias, device, stream, *operands):
         assert input % self.input_alignment == 0
@@ -103,13 +124,9 @@ class Plan:
         x = self._rounded(memory(input, getattr(torch, self.input_dtype), problem.input, self.input_strides))
         contiguous = torch.empty(problem.weight, device="meta").stride()
         weight = memory(packed, torch.float32, problem.weight, contiguous)
-        top, left, bottom, right = (*problem.padding_begin, *problem.padding_end)
-        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        if any((left, right, top, bottom)):
-            x = F.pad(x, (left, right, top, bottom), mode=mode)
-        y = F.conv2d(x, weight, dilation=problem.dilation)
+        y = self._convolution(x, weight)
         if bias:
-            y = y + self.bias.tensor(bias).float().view(-1, 1, 1)
+            y = y + self.bias.tensor(bias).float().view(-1, *(1,) * len(problem.stride))
         given = [layout.tensor(value) for layout, value in zip(self.operands, operands, strict=True)]
         dtype = getattr(torch, self.output_dtype)
         target = memory(output, dtype, problem.output, self.output_strides)
@@ -121,6 +138,7 @@ class Core:
 
     Attributes:
         plans, packs, runs: made, done.
+        weight_strides: as they were given to the last pack.
         log: what streams waited for, and what was recorded on them.
         refuse: from a plan the reason why it cannot run, or "".
         hides_epilogue: what its plans say.
@@ -131,6 +149,7 @@ class Core:
 
     def __init__(self):
         self.plans, self.packs, self.runs, self.log = [], [], [], []
+        self.weight_strides = ()
         self.refuse = lambda plan: ""
         self.hides_epilogue = True
         self.formats_differ = False

@@ -1,4 +1,5 @@
-"""Random convolutions straight through the core's ConvPlan, on small integers and compared bit for bit.
+"""Random convolutions straight through the core's ConvPlan, half of them transposed, on small integers and
+compared bit for bit.
 
     python tests/fuzz_conv.py --seed 0 --count 3000
     python tests/fuzz_conv.py --only 0:17
@@ -8,6 +9,7 @@ the output. A difference, a byte written elsewhere or an input that changed prin
 """
 
 import argparse
+import math
 import random
 import sys
 from collections import Counter
@@ -25,18 +27,30 @@ MODES = ("zeros", "reflect", "replicate", "circular")
 LAYOUTS = ("contiguous", "channels_last", "sliced", "turned", "expanded", "rows")
 DTYPES = ("float32", "float16", "bfloat16")
 MOST_PRODUCTS = 2**31  # per problem, to keep the float64 reference quick
+MOST_OUTPUTS = 2**26  # and small
+# Behind a bias they have evaluators of their own.
+RECIPES = (
+    "v1 = minimum(v0, 50.0); v2 = add(v1, b0); v3 = mul(v2, 2.0)",
+    "v1 = relu(v0); v2 = add(v1, b0)",
+    "v1 = add(v0, b0); v2 = clamp(v1, -9.0, 60.0); v3 = mul(v2, 4.0); v4 = clamp(v3, -9.0, 60.0); "
+    "v5 = div(v4, 4.0)",
+)
 
 
 @dataclass(frozen=True)
 class Conv:
-    """A problem that can be made again. Layouts are words of `LAYOUTS`; `offset` is in elements."""
+    """A problem that can be made again, of one dimension or two. Layouts are words of `LAYOUTS`; `offset` is
+    in elements."""
 
     seed: str
-    input: tuple[int, int, int, int]
-    weight: tuple[int, int, int, int]
-    begin: tuple[int, int]
-    end: tuple[int, int]
-    dilation: tuple[int, int]
+    input: tuple[int, ...]
+    weight: tuple[int, ...]
+    transposed: bool
+    stride: tuple[int, ...]
+    begin: tuple[int, ...]
+    end: tuple[int, ...]
+    dilation: tuple[int, ...]
+    output_padding: tuple[int, ...]
     mode: str
     dtype: str
     math: str
@@ -50,14 +64,25 @@ class Conv:
     output_layout: str
 
     @property
+    def filters(self):
+        return self.weight[1 if self.transposed else 0]
+
+    @property
     def output(self):
-        n, _, *extents = self.input
-        k, _, *taps = self.weight
-        return (n, k, *map(_extent, extents, self.begin, self.end, self.dilation, taps))
+        given = (self.stride, self.begin, self.end, self.dilation, self.output_padding)
+        pixels = map(self._extent, self.input[2:], self.weight[2:], *given)
+        return (self.input[0], self.filters, *pixels)
 
+    def _extent(self, extent, taps, stride, begin, end, dilation, more):
+        reach = dilation * (taps - 1)
+        if self.transposed:
+            return (extent - 1) * stride + 1 + reach - begin - end + more
+        return extent + begin + end - reach
 
-def _extent(extent, begin, end, dilation, taps):
-    return extent + begin + end - dilation * (taps - 1)
+    @property
+    def products(self):
+        pixels = (self.input if self.transposed else self.output)[2:]
+        return self.input[0] * math.prod(pixels) * math.prod(self.weight)
 
 
 def draw(seed):
@@ -65,9 +90,8 @@ def draw(seed):
     rng = random.Random(seed)
     while True:
         conv = _draw(rng, seed)
-        n, k, p, q = conv.output
-        _, c, r, s = conv.weight
-        if min(p, q) >= 1 and n * k * p * q * c * r * s <= MOST_PRODUCTS and _can_pad(conv):
+        is_small = conv.products <= MOST_PRODUCTS and math.prod(conv.output) <= MOST_OUTPUTS
+        if min(conv.output) >= 1 and is_small and _can_pad(conv):
             return conv
 
 
@@ -78,29 +102,52 @@ def _can_pad(conv):
 
 
 def _draw(rng, seed):
-    n, c = rng.choice((1, 1, 2, 3, 17)), rng.choice((1, 3, 4, 8, 9, 16, 32, 64, 66, 130))
-    k = rng.choice((1, 7, 8, 32, 64, 96, 128, 130, 200))
-    h, w = (rng.choice((rng.randint(1, 12), rng.randint(8, 40), rng.randint(40, 140))) for _ in range(2))
-    taps = rng.choice(((3, 3), (3, 3), (1, 1), (rng.randint(1, 7), rng.randint(1, 7))))
-    padding = rng.choice((0, 1, 4))
-    begin, end = (tuple(rng.randint(0, padding) for _ in range(2)) for _ in range(2))
+    transposed, rank = rng.random() < 0.5, rng.choice((1, 2, 2, 2))
+
+    def each(*choices):
+        return tuple(rng.choice(choices)() for _ in range(rank))
+
+    def up_to(most, least=0):
+        return lambda: rng.randint(least, most)
+
+    def alike(value):
+        return (value,) * rank
+
+    n = rng.choice((1, 1, 2, 3, 17, rng.randint(1, 17)))
+    c = rng.choice((1, 3, 4, 8, 8, 9, 16, 31, 32, 64, 64, 66, 130))
+    k = rng.choice((1, 3, 7, 8, 32, 64, 96, 128, 130, 200))
+    long = (up_to(3000, 140),) if rank == 1 else ()
+    extents = each(up_to(12, 1), up_to(40, 8), up_to(140, 40), *long)
+    taps = rng.choice((alike(3), alike(3), alike(1), alike(rng.choice((2, 4))), each(up_to(7, 1))))
+    stride, dilation, output_padding, mode = alike(1), alike(1), alike(0), "zeros"
+    if transposed:
+        stride = rng.choice((alike(2), alike(2), each(up_to(4, 1)), each(up_to(4, 1))))
+        output_padding = tuple(rng.choice((0, rng.randint(0, step - 1))) for step in stride)
+    else:
+        dilation = rng.choice((alike(1), alike(1), each(up_to(3, 1))))
+        mode = rng.choice(("zeros", "zeros", *MODES))
+    padding = up_to(rng.choice((0, 1, 4)))
+    begin, end = each(padding), each(padding)
     dtype = rng.choice(DTYPES)
     maths = {"float16": ["fp16"], "bfloat16": ["bf16"]}.get(dtype, ["tf32", "tf32", "bf16", "fp16"])
     program, operands = _draw_program(rng)
     return Conv(
         seed=seed,
-        input=(n, c, h, w),
-        weight=(k, c, *taps),
+        input=(n, c, *extents),
+        weight=(c, k, *taps) if transposed else (k, c, *taps),
+        transposed=transposed,
+        stride=stride,
         begin=begin,
         end=rng.choice((begin, end)),
-        dilation=rng.choice(((1, 1), (1, 1), (rng.randint(1, 3), rng.randint(1, 3)))),
-        mode=rng.choice(("zeros", *MODES)),
+        dilation=dilation,
+        output_padding=output_padding,
+        mode=mode,
         dtype=dtype,
         math=rng.choice(maths),
-        input_layout=rng.choice(("contiguous", "channels_last", "rows", *LAYOUTS)),
+        input_layout=rng.choice(("contiguous", *("channels_last", "rows") * 2, *LAYOUTS)),
         weight_layout=rng.choice(("contiguous", "channels_last", "sliced")),
-        offset=rng.choice((0, 0, 0, rng.randint(1, 8))),
-        bias=rng.random() < 0.5,
+        offset=rng.choice((0, 0, 0, 0, rng.randint(1, 8))),
+        bias=program in RECIPES or rng.random() < 0.5,
         program=program,
         operands=operands,
         output_dtype=rng.choice((dtype, dtype, *DTYPES)),
@@ -109,11 +156,15 @@ def _draw(rng, seed):
 
 
 def _draw_program(rng):
+    if rng.random() < 0.2:
+        return rng.choice((*RECIPES, RECIPES[-1])), (("channel", rng.choice(DTYPES), "contiguous"),)
     statements, operands = [], []
     for index in range(rng.randint(0, 4)):
         operation = rng.choice(("relu", "clamp", "mul", "add", "sub", "maximum"))
         given = {"relu": "", "clamp": ", -50.0, 60.0", "mul": ", 2.0"}.get(operation)
-        if given is None:
+        if given is None and rng.random() < 0.2:
+            given = f", v{rng.randint(0, index)}"
+        elif given is None:
             given = f", b{len(operands)}"
             kind = rng.choice(("number", "0-d", "width", "plane", "channel", "image", "full", "full"))
             dtype = rng.choice((*DTYPES, "float32", "int32"))
@@ -123,16 +174,17 @@ def _draw_program(rng):
 
 
 def operand_shape(kind, output):
-    n, k, p, q = output
-    shapes = {"width": (q,), "plane": (p, q), "channel": (k, 1, 1), "image": (n, 1, 1, 1), "full": output}
-    return shapes.get(kind, ())
+    n, k, *pixels = output
+    ones = (1,) * len(pixels)
+    shapes = {"width": pixels[-1:], "plane": pixels, "channel": (k, *ones), "image": (n, 1, *ones)}
+    return tuple(output if kind == "full" else shapes.get(kind, ()))
 
 
 def strides_of(shape, layout):
     """In elements; "sliced" leaves gaps in every dimension, "rows" behind rows, to whole eights."""
     order = list(range(len(shape)))
-    if len(shape) == 4 and layout == "channels_last":
-        order = [0, 2, 3, 1]
+    if len(shape) > 2 and layout == "channels_last":
+        order = [0, *order[2:], 1]
     elif layout == "turned":
         order[-2:] = order[:-3:-1]
     strides, dense = [0] * len(shape), 2 if layout == "sliced" else 1
@@ -186,7 +238,7 @@ def make(conv, device):
 
     x = tensor(conv.input, conv.dtype, conv.input_layout, conv.offset)
     weight = tensor(conv.weight, conv.dtype, conv.weight_layout)
-    bias = tensor(conv.weight[:1], conv.dtype, "contiguous") if conv.bias else None
+    bias = tensor((conv.filters,), conv.dtype, "contiguous") if conv.bias else None
     operands = []
     for kind, dtype, layout in conv.operands:
         if kind == "number":
@@ -199,12 +251,20 @@ def make(conv, device):
 
 def reference(conv, x, weight, bias, operands):
     """Computed in float64, where every sum is exact, and rounded once."""
-    x = x.double()
-    (top, left), (bottom, right) = conv.begin, conv.end
-    if top or left or bottom or right:
-        mode = "constant" if conv.mode == "zeros" else conv.mode
-        x = F.pad(x, (left, right, top, bottom), mode=mode)
-    y = F.conv2d(x, weight.double(), None if bias is None else bias.double(), dilation=conv.dilation)
+    x, weight, rank = x.double(), weight.double(), len(conv.stride)
+    if conv.transposed:
+        y = (F.conv_transpose1d, F.conv_transpose2d)[rank - 1](x, weight, stride=conv.stride)
+        y = F.pad(y, [side for more in reversed(conv.output_padding) for side in (0, more)])
+        for d, (begin, extent) in enumerate(zip(conv.begin, conv.output[2:], strict=True), 2):
+            y = y.narrow(d, begin, extent)
+    else:
+        if any((*conv.begin, *conv.end)):
+            mode = "constant" if conv.mode == "zeros" else conv.mode
+            ends = zip(reversed(conv.begin), reversed(conv.end), strict=True)
+            x = F.pad(x, [side for both in ends for side in both], mode=mode)
+        y = (F.conv1d, F.conv2d)[rank - 1](x, weight, dilation=conv.dilation)
+    if bias is not None:
+        y = y + bias.double().view(-1, *(1,) * rank)
     exact = [operand.double() for operand in operands]
     result = Program(conv.program).apply(y, exact, torch.float64)
     return result.to(getattr(torch, conv.output_dtype))
@@ -214,10 +274,11 @@ def plan_of(conv, x, bias, operands):
     """The core's plan, or its reason."""
     output_shape = conv.output
     bias_shape = None if bias is None else tuple(bias.shape)
-    ones, zeros = (1, 1), (0, 0)
     problem = _core.ConvProblem(
-        *(conv.input, conv.weight, bias_shape, ones, conv.begin, conv.end, conv.dilation, 1, False, zeros)
+        *(conv.input, conv.weight, bias_shape, conv.stride, conv.begin, conv.end, conv.dilation, 1),
+        *(conv.transposed, conv.output_padding),
     )
+    assert tuple(problem.output) == output_shape
     address = x.data_ptr()
     return _core.make_conv_plan(
         *(problem, conv.math, conv.dtype, x.stride(), min(16, address & -address), conv.mode),

@@ -4,11 +4,13 @@ stood in for, so that all of it runs without a card.
 
 import ctypes
 import itertools
+import math
 
 import fuzz_conv
 import pytest
 import torch
 import torch.nn.functional as F
+from card_convolutions import GRADIENTS, exactly, in_layout, input_gradient
 from fake_conv_core import Plan, at_offset, install
 
 import epiconv
@@ -94,6 +96,69 @@ def test_unbatched(core):
             assert len(core.plans[-1].output_strides) == 4
 
 
+TRANSPOSED_PROBLEMS = {  # input, taps, words with an entry per dimension
+    "2d": ((2, 4, 8, 7), (3, 3), {"stride": (2, 2), "padding": (1, 1), "output_padding": (1, 1)}),
+    "unlike": ((3, 4, 5, 7), (2, 5), {"stride": (4, 3), "padding": (0, 3), "output_padding": (3, 0)}),
+    "unbatched": ((4, 5, 7), (1, 4), {"stride": (2, 1), "padding": (0, 1), "output_padding": (0, 0)}),
+    "1d": ((2, 4, 19), (8,), {"stride": (4,), "padding": (2,), "output_padding": (3,)}),
+    "unbatched 1d": ((4, 19), (1,), {"stride": (2,), "padding": (0,), "output_padding": (1,)}),
+}
+
+
+@pytest.mark.parametrize("layout", ["nchw", "channels_last"])
+@pytest.mark.parametrize("case", TRANSPOSED_PROBLEMS)
+def test_transposed(case, layout, core):
+    shape, taps, words = TRANSPOSED_PROBLEMS[case]
+    batched = shape if len(shape) == len(taps) + 2 else (1, *shape)
+    x = in_layout(integers(*batched), layout)
+    x = x if batched is shape else x[0]
+    weight = integers(6, 4, *taps).transpose(0, 1)
+    y = (F.conv_transpose1d if len(taps) == 1 else F.conv_transpose2d)(x, weight, BIAS, **words)
+    residual = integers(*y.shape)
+    got = ran(core, x, weight, BIAS, transposed=True, epilogue=[ops.sub(residual), ops.relu()], **words)
+    assert torch.equal(got, torch.relu(y - residual))
+    plan = core.plans[-1]
+    problem = plan.problem
+    assert plan.kernel.startswith("dgrad_") and problem.transposed
+    assert (problem.input, problem.weight) == (batched, (4, 6, *taps))
+    given = {"stride": problem.stride, "padding": problem.padding_begin}
+    assert given | {"output_padding": problem.output_padding} == words
+    assert problem.padding_end == problem.padding_begin
+    assert core.weight_strides == weight.stride()
+    assert (plan.input_strides[-len(shape) :], plan.output_strides[-len(shape) :]) == (
+        x.stride(),
+        got.stride(),
+    )
+
+
+@pytest.mark.parametrize("words", [{"padding": "same"}, {"padding": 3, "dilation": 2}], ids=str)
+@pytest.mark.parametrize("mode", TORCH_MODES)
+def test_one_dimension(mode, words, core):
+    x, weight = integers(3, 4, 17), integers(6, 4, 4)
+    module = torch.nn.Conv1d(4, 6, 4, padding_mode=mode, bias=False, **words)
+    module.weight = torch.nn.Parameter(weight, requires_grad=False)
+    for given in (x, in_layout(x, "channels_last"), x[0]):
+        assert torch.equal(ran(core, given, weight, padding_mode=mode, **words), module(given))
+        assert core.plans[-1].input_strides[-given.dim() :] == given.stride()
+        assert core.plans[-1].kernel.startswith("fprop_")
+
+
+@pytest.mark.parametrize("problem", GRADIENTS, ids=str)
+def test_the_gradient_of_an_input_is_a_transposed_convolution(problem, core):
+    for grad, weight, words, expected in input_gradient(*problem):
+        exactly(ran(core, grad, weight, **words), expected)
+
+
+def test_each_way_of_convolving_packs_a_weight_for_itself(core):
+    weight = integers(4, 4, 3, 3)
+    for _ in range(2):
+        assert torch.equal(ran(core, X, weight), F.conv2d(X, weight))
+        for words in ({"stride": 2}, {"stride": 3}, {"stride": 2, "padding": 1}):
+            expected = F.conv_transpose2d(X, weight, **words)
+            assert torch.equal(ran(core, X, weight, transposed=True, **words), expected)
+    assert len(core.packs) == 4
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_each_alignment_has_a_plan(dtype, core):
     x, weight = X.to(dtype), WEIGHT.to(dtype)
@@ -123,12 +188,20 @@ def test_an_address_that_the_kernel_refuses(core):
 
 
 DOUBLE = (X.double(), WEIGHT.double())
+TRANSPOSED = (X, integers(4, 6, 3, 3))
 REFUSED = {
-    "1d": ((X[0], integers(6, 8, 3)), {}, "2 spatial dimensions, not 1"),
-    "3d": ((X.view(2, 4, 2, 4, 7), integers(6, 4, 1, 3, 3)), {}, "2 spatial dimensions, not 3"),
-    "transposed": ((X, integers(4, 6, 3, 3)), {"transposed": True}, "transposed"),
+    "3d": ((X.view(2, 4, 2, 4, 7), integers(6, 4, 1, 3, 3)), {}, "1 or 2 spatial dimensions, not 3"),
     "strided": ((X, WEIGHT), {"stride": (1, 2)}, r"stride 1, not \(1, 2\)"),
+    "1d strided": ((X[0], integers(6, 8, 3)), {"stride": 2}, r"stride 1, not \(2,\)"),
     "groups": ((X, integers(6, 2, 3, 3)), {"groups": 2}, "groups is 2"),
+    "transposed 3d": ((X[None], integers(2, 6, 1, 3, 3)), {"transposed": True}, "1 or 2 spatial dimensions"),
+    "transposed, stride 5": (
+        TRANSPOSED,
+        {"transposed": True, "stride": (2, 5)},
+        r"to stride 4, not \(2, 5\)",
+    ),
+    "transposed, dilated": (TRANSPOSED, {"transposed": True, "dilation": (1, 2)}, r"dilation is \(1, 2\)"),
+    "transposed, groups": (TRANSPOSED, {"transposed": True, "groups": 2}, "groups is 2"),
     "float64": (DOUBLE, {}, "float64"),
     "ieee": ((X, WEIGHT), {"precision": "ieee"}, "precision='ieee'"),
     "no images": ((X[:0], WEIGHT), {}, "a tensor is empty"),
@@ -309,13 +382,32 @@ def test_any_strides(core):
 def test_the_fuzzer_accepts_right_results(core):
     for index in range(60):
         conv = fuzz_conv.draw(f"cpu:{index}")
-        if conv.input[0] * conv.output[2] * conv.output[3] < 5000:
+        if conv.input[0] * math.prod(conv.output[2:]) < 5000:
             assert fuzz_conv.check(conv, torch.device("cpu")) == (True, ""), conv
-    assert len(core.runs) > 20
+    kernels = [plan.kernel[:5] for plan, _, _ in core.runs]
+    assert min(kernels.count("fprop"), kernels.count("dgrad")) > 10
 
 
-def small_problem():
+def test_what_the_fuzzer_draws():
+    drawn = [fuzz_conv.draw(f"drawn:{index}") for index in range(400)]
+    assert drawn == [fuzz_conv.draw(conv.seed) for conv in drawn]
+    transposed = [conv for conv in drawn if conv.transposed]
+    assert 150 < len(transposed) < 250
+    assert {(conv.transposed, len(conv.stride)) for conv in drawn} == {(a, b) for a in (0, 1) for b in (1, 2)}
+    strides = {(d, stride) for conv in transposed for d, stride in enumerate(conv.stride)}
+    assert strides == {(d, stride) for d in (0, 1) for stride in (1, 2, 3, 4)}
+    assert any(
+        taps < step for conv in transposed for taps, step in zip(conv.weight[2:], conv.stride, strict=True)
+    )
+    assert any(any(conv.output_padding) for conv in transposed)
+    assert all(
+        set(conv.stride) == {1} and not any(conv.output_padding) for conv in drawn if not conv.transposed
+    )
+
+
+def small_problem(transposed=False):
     draws = (fuzz_conv.draw(f"small:{index}") for index in itertools.count())
+    draws = (conv for conv in draws if conv.transposed == transposed)
     return next(c for c in draws if c.bias and c.operands and torch.Size(c.output).numel() < 5000)
 
 
@@ -328,10 +420,11 @@ BROKEN = {  # a byte that is written in a run, and what is found
 }
 
 
+@pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("case", BROKEN)
-def test_the_fuzzer_finds(case, core, monkeypatch):
+def test_the_fuzzer_finds(case, transposed, core, monkeypatch):
     where, offset, finding = BROKEN[case]
-    conv, run = small_problem(), Plan.run
+    conv, run = small_problem(transposed), Plan.run
 
     def broken(self, input, packed, output, *rest):
         run(self, input, packed, output, *rest)

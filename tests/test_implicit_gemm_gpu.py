@@ -1,17 +1,13 @@
-"""The path "implicit_gemm" on a card: which path ran, exact results on integers, accuracy on random values,
-weights that change, streams and CUDA graphs.
-
-`algorithm="implicit_gemm"` raises where the kernel cannot run, so that no result is another path's.
+"""The path "implicit_gemm" on a card: which path and kernel run, accuracy on random values, weights that
+change, streams and CUDA graphs.
 """
 
-import random
 import threading
 
-import fuzz_conv
 import pytest
 import torch
 import torch.nn.functional as F
-from fake_conv_core import at_offset
+from card_convolutions import LAYOUTS, MATHS, convolution, exactly, fused, integers
 from torch import nn
 
 import epiconv
@@ -20,70 +16,6 @@ from epiconv.convolution import round_to
 from epiconv.implicit_gemm import why_not_on
 
 pytestmark = pytest.mark.gpu
-
-LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
-# dtype of the tensors, precision: all maths, from every dtype that has them.
-MATHS = {
-    "tf32": (torch.float32, "tf32"),
-    "fp32 as bf16": (torch.float32, "bf16"),
-    "fp32 as fp16": (torch.float32, "fp16"),
-    "bf16": (torch.bfloat16, None),
-    "fp16": (torch.float16, None),
-}
-MODES = ("zeros", "reflect", "replicate", "circular")
-
-
-@pytest.fixture
-def card(cuda):
-    if reason := why_not_on(cuda):
-        pytest.skip(reason)
-    return cuda
-
-
-def integers(*shape, device, dtype=torch.float32, most=2):
-    """Small enough that every sum of products is exact in float32."""
-    return torch.randint(-most, most + 1, shape, device=device).to(dtype)
-
-
-def fused(*args, **kwargs):
-    kwargs["algorithm"] = "implicit_gemm"
-    assert epiconv.explain(*args, **kwargs).path == "implicit_gemm"
-    return epiconv.fused_conv_epilogue(*args, **kwargs)
-
-
-def convolution(x, weight, bias=None, padding=0, dilation=1, mode="zeros"):
-    """In float64, on the tensors' device."""
-    x, weight = x.double(), weight.double()
-    if padding:
-        x = F.pad(x, [padding] * 4, mode="constant" if mode == "zeros" else mode)
-    return F.conv2d(x, weight, None if bias is None else bias.double(), dilation=dilation)
-
-
-def exactly(got, expected):
-    """Equal to a float64 result that is rounded once."""
-    assert got.shape == expected.shape
-    assert torch.equal(got, expected.to(got.dtype))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("math", MATHS)
-# C and K: few channels and no vector width, a full block, a block and a bit; K of one and two tiles.
-@pytest.mark.parametrize(("c", "k"), [(3, 8), (3, 96), (8, 1), (8, 130), (64, 96), (64, 128), (66, 130)])
-@pytest.mark.parametrize("width", [33, 16])
-def test_integers_bit_for_bit(width, c, k, math, layout, card):
-    torch.manual_seed(0)
-    dtype, precision = MATHS[math]
-    x = integers(2, c, 19, width, device=card, dtype=dtype).to(memory_format=LAYOUTS[layout])
-    weight, bias = (integers(*s, device=card, dtype=dtype) for s in ((k, c, 3, 3), (k,)))
-    shift = integers(k, 1, 1, device=card, dtype=dtype)
-    y = convolution(x, weight, bias, padding=1)
-    words = {"padding": 1, "precision": precision}
-    got = fused(x, weight, bias, **words)
-    exactly(got, y)
-    assert got.is_contiguous(memory_format=LAYOUTS[layout])
-    got = fused(x, weight, bias, epilogue=[ops.add(shift), ops.relu(), ops.clamp(max=50.0)], **words)
-    exactly(got, torch.clamp(torch.relu(y + shift.double()), max=50.0))
-    exactly(fused(x, weight, padding=1, precision=precision), convolution(x, weight, padding=1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -106,104 +38,6 @@ def test_how_inputs_are_loaded(dtype, card):
     if dtype == torch.float32:  # which the copy engine cannot convert
         assert load(wide, precision="bf16") == "rows"
         assert load(wide.to(memory_format=torch.channels_last), precision="bf16") == "gather"
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("padding", [1, 2, 3, 4])
-@pytest.mark.parametrize("width", [11, 16])
-def test_padding(width, padding, mode, layout, card):
-    torch.manual_seed(0)
-    for batch in (1, 17):
-        for taps, dilation in (((3, 3), 1), ((3, 3), 3), ((5, 2), 1), ((1, 1), 1)):
-            x = integers(batch, 8, 9, width, device=card).to(memory_format=LAYOUTS[layout])
-            weight = integers(24, 8, *taps, device=card)
-            words = {"padding": padding, "dilation": dilation}
-            got = fused(x, weight, padding_mode=mode, precision="tf32", **words)
-            exactly(got, convolution(x, weight, mode=mode, **words))
-
-
-def test_padding_same_with_an_even_filter(card):
-    x, weight = integers(2, 8, 9, 11, device=card), integers(24, 8, 3, 4, device=card)
-    expected = F.conv2d(F.pad(x.double(), (1, 2, 1, 1)), weight.double())
-    exactly(fused(x, weight, padding="same", precision="tf32"), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_inputs_in_any_memory(dtype, card):
-    torch.manual_seed(0)
-    wide = integers(4, 16, 20, 40, device=card, dtype=dtype)
-    weight = integers(24, 8, 3, 3, device=card, dtype=dtype)
-    precision = "tf32" if dtype == torch.float32 else None
-    packed_pixels = wide[:, :8].contiguous(memory_format=torch.channels_last)
-    given = {
-        "every second": wide[:, ::2, ::2, 1::2],
-        "a window": wide[:, 8:, 3:17, 5:24],
-        "an aligned window": wide[:, 8:, 3:17, 8:25],
-        "expanded images": wide[:1, :8].expand(4, -1, -1, -1),
-        "expanded channels": wide[:, :1].expand(-1, 8, -1, -1),
-        "turned": wide[:, :8].transpose(2, 3),
-        "some channels of channels_last": wide.to(memory_format=torch.channels_last)[:, 4:12],
-    }
-    for step in (1, 2, 4):
-        given[f"unaligned by {step}"] = at_offset(wide[:, :8].contiguous(), step * dtype.itemsize)
-        given[f"pixels unaligned by {step}"] = at_offset(packed_pixels, step * dtype.itemsize)
-    for name, x in given.items():
-        got = fused(x, weight, precision=precision, epilogue=[ops.relu()])
-        assert torch.equal(got, torch.relu(convolution(x, weight)).to(dtype)), name
-
-
-@pytest.mark.parametrize("wanted", LAYOUTS)
-def test_operands_of_every_kind(wanted, card):
-    torch.manual_seed(0)
-    x, weight, bias = (integers(*s, device=card) for s in ((3, 8, 9, 13), (24, 8, 3, 3), (24,)))
-    n, k, p, q = 3, 24, 7, 11
-    shapes = [(), (1,), (q,), (p, 1), (p, q), (k, 1, 1), (1, p, q), (k, p, q), (n, 1, 1, 1), (n, k, 1, 1)]
-    operands = [integers(*shape, device=card) for shape in (*shapes, (n, 1, p, q), (1, k, 1, q))]
-    full = integers(n, k, p, q, device=card)
-    operands += [
-        full,
-        full.to(memory_format=torch.channels_last),
-        full.bfloat16(),
-        full.transpose(2, 3).contiguous().transpose(2, 3),
-        integers(n, k, 2 * p, 2 * q, device=card)[:, :, ::2, 1::2],
-        integers(n, k, p, 1, device=card).expand(n, k, p, q),
-        full.int(),
-        full > 0,
-        torch.tensor(3.0),
-        torch.tensor(3.0, dtype=torch.float64),
-    ]
-    y = convolution(x, weight, bias)
-    for operand in operands:
-        got = fused(
-            *(x, weight, bias),
-            precision="tf32",
-            memory_format=LAYOUTS[wanted],
-            dtype=torch.float32,
-            epilogue=[ops.relu(), ops.add(operand)],
-        )
-        exactly(got, torch.relu(y) + operand.to(card).double())
-        assert got.is_contiguous(memory_format=LAYOUTS[wanted])
-
-
-def test_unbatched(card):
-    x, weight, bias = (integers(*s, device=card) for s in ((8, 9, 13), (24, 8, 3, 3), (24,)))
-    got = fused(x, weight, bias, precision="tf32", epilogue=[ops.add(bias.view(-1, 1, 1))])
-    exactly(got, convolution(x[None], weight, bias)[0] + bias.double().view(-1, 1, 1))
-
-
-def test_tf32_is_rounded_to_nearest_even(card):
-    weight = torch.zeros(64, 64, 1, 1, device=card)
-    weight[:, 0] = 1.0
-    for width, layout in ((8, "nchw"), (7, "nchw"), (8, "channels_last")):  # as inputs are loaded
-        x = torch.ones(1, 64, 8, width, device=card).to(memory_format=LAYOUTS[layout])
-        for value, rounded in (
-            (1 + 2.0**-11, 1.0),
-            (1 + 3 * 2.0**-11, 1 + 2.0**-9),
-            (1 + 2.0**-10, 1 + 2.0**-10),
-        ):
-            exactly(fused(x * value, weight, precision="tf32"), torch.full_like(x, rounded).double())
-            exactly(fused(x, weight * value, precision="tf32"), torch.full_like(x, rounded).double())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -278,41 +112,11 @@ def test_relu_before_a_gate_has_a_kernel_of_its_own_in_tf32(layout, math, card):
     )
     words = {"epilogue": epiconv.Program(program), "precision": precision}
     kernel = epiconv.explain(x, weight, bias, algorithm="implicit_gemm", **words).kernel
-    assert kernel.endswith("f32_static" if precision == "tf32" else "f32_interpreted_chain")
-    got = epiconv.fused_conv_epilogue(x, weight, bias, algorithm="implicit_gemm", **words)
+    assert kernel.endswith("f32_static" if math == "tf32" else "f32_interpreted_chain")
+    got = fused(x, weight, bias, **words)
     y = convolution(x, weight, bias).float().relu()
     expected = y * ((y + 3) * (1 / 6)).clamp(0, 1)
     torch.testing.assert_close(got, expected.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-7)
-
-
-# Output rows of an even number of elements that begin anywhere within a sector: rows that end within a piece
-# of 32 pixels, planes of an odd number of pairs, a last tile of one pair, and 2 filters besides 16s.
-@pytest.mark.parametrize("k", [64, 130])
-@pytest.mark.parametrize("size", [(9, 128), (19, 42), (7, 54), (31, 66), (75, 20), (130, 18)])
-def test_rows_within_sectors(size, k, card):
-    torch.manual_seed(0)
-    x = integers(3, 8, *size, device=card)
-    weight, bias, shift = (integers(*s, device=card) for s in ((k, 8, 3, 3), (k,), (k, 1, 1)))
-    y = convolution(x, weight, bias)
-    residual = integers(*y.shape, device=card)
-    words = {"precision": "tf32"}
-    exactly(fused(x, weight, bias, **words), y)
-    static = [ops.minimum(5.0), ops.add(shift), ops.mul(2.0)]
-    exactly(fused(x, weight, bias, epilogue=static, **words), (y.clamp(max=5.0) + shift.double()) * 2)
-    in_place = [ops.sub(shift), ops.clamp(-9.0, 20.0), ops.mul(shift)]
-    expected = (y - shift.double()).clamp(-9.0, 20.0) * shift.double()
-    exactly(fused(x, weight, bias, epilogue=in_place, **words), expected)
-    chunks = [ops.add(residual), ops.relu()]
-    exactly(fused(x, weight, bias, epilogue=chunks, **words), torch.relu(y + residual.double()))
-
-
-def test_nan_and_infinities_stay_where_they_are(card):
-    x, weight = integers(2, 8, 20, 20, device=card), integers(24, 8, 3, 3, device=card)
-    x[0, 3, 5, 6], x[1, 2, 0, 0] = float("nan"), float("inf")
-    for padding, mode in ((0, "zeros"), (1, "zeros"), (2, "reflect")):
-        got = fused(x, weight, padding=padding, padding_mode=mode, precision="tf32")
-        expected = convolution(x, weight, padding=padding, mode=mode).float()
-        torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_auto_takes_it(card):
@@ -482,43 +286,3 @@ def test_under_compile_and_autocast(card):
         with torch.autocast("cuda", dtype=torch.bfloat16):
             assert epiconv.explain(x, conv.weight, conv.bias, epilogue=conv.epilogue).path == "implicit_gemm"
             exactly(conv(x), expected)
-
-
-def random_problem(rng):
-    """Extents and words of a convolution that the public function takes."""
-    shape = (rng.choice((1, 2, 5)), rng.choice((1, 3, 8, 20, 64)), rng.randint(7, 40), rng.randint(7, 70))
-    weight = (rng.choice((1, 8, 31, 96, 130)), shape[1], rng.randint(1, 3), rng.randint(1, 3))
-    words = {
-        "padding": (rng.randint(0, 3), rng.randint(0, 3)),
-        "dilation": rng.randint(1, 2),
-        "padding_mode": rng.choice(MODES),
-        "memory_format": rng.choice((None, *LAYOUTS.values())),
-    }
-    return shape, weight, rng.choice(list(MATHS)), rng.choice(list(LAYOUTS)), words
-
-
-def test_two_hundred_random_problems(card):
-    rng = random.Random(0)
-    torch.manual_seed(0)
-    for index in range(200):
-        shape, weight_shape, math, layout, words = random_problem(rng)
-        dtype, precision = MATHS[math]
-        x = integers(*shape, device=card, dtype=dtype).to(memory_format=LAYOUTS[layout])
-        weight = integers(*weight_shape, device=card, dtype=dtype)
-        bias = integers(weight_shape[0], device=card, dtype=dtype)
-        vertical, horizontal = words["padding"]
-        mode = "constant" if words["padding_mode"] == "zeros" else words["padding_mode"]
-        padded = F.pad(x.double(), (horizontal, horizontal, vertical, vertical), mode=mode)
-        expected = convolution(padded, weight, bias, dilation=words["dilation"])
-        got = fused(x, weight, bias, precision=precision, epilogue=[ops.mul(2.0), ops.relu()], **words)
-        problem = f"{index}: {shape} {weight_shape} {math} {layout} {words}"
-        assert torch.equal(got, torch.relu(2.0 * expected).to(dtype)), problem
-
-
-@pytest.mark.parametrize("index", range(60))
-def test_problems_of_the_fuzzer(index, card):
-    seed = f"tests:{index}"
-    ran, finding = fuzz_conv.check(fuzz_conv.draw(seed), card)
-    if not ran:
-        pytest.skip(finding)
-    assert not finding, f"{finding}; {fuzz_conv.command(seed)}"

@@ -118,7 +118,7 @@ class ConvPlan:
     alignment. Output, operands and bias may lie anywhere that suits their dtypes. The stride of a dimension
     of one element counts for nothing."""
 
-    kernel: str  # the name of what runs: "fprop_sm90_tf32_rows_f32_static", …
+    kernel: str  # what runs: "fprop_sm90_tf32_rows_f32_static", …; "dgrad_…" for a transposed convolution
     hides_epilogue: bool  # else a pass behind another convolution is faster
     weight_format: str  # packed weights of one weight tensor serve every plan with the same format
     packed_bytes: int
@@ -126,7 +126,7 @@ class ConvPlan:
         self,
         weight: int,
         weight_dtype: str,
-        weight_strides: Sequence[int],  # (K, C, R, S), elements
+        weight_strides: Sequence[int],  # in the order of the problem's weight, elements
         packed: int,  # aligned to 256 bytes
         device: int,
         stream: int,
@@ -149,14 +149,14 @@ def make_conv_plan(
     problem: ConvProblem,
     math: str,  # what the tensor cores multiply: "tf32", "bf16", "fp16"
     input_dtype: str,
-    input_strides: Sequence[int],  # (N, C, H, W), elements
+    input_strides: Sequence[int],  # (N, C, spatial…), elements
     input_alignment: int,  # bytes: the greatest power of two up to 16 that divides every address of an input
     padding_mode: str,  # "zeros", "reflect", "replicate", "circular"
     program: Program,
     bias: OperandLayout | None,
     operands: Sequence[OperandLayout],
     output_dtype: str,
-    output_strides: Sequence[int],  # (N, K, P, Q), elements
+    output_strides: Sequence[int],  # (N, K, spatial…), elements
 ) -> ConvPlan | str:
     """The plan, or why no kernel can run it: a sentence without a full stop."""
 

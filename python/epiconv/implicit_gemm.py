@@ -23,6 +23,7 @@ RunCall = Callable[..., torch.Tensor]
 """Takes input, weight, bias, operands and, if a module calls, its packed weights."""
 
 _ALIGNMENT: Final = 16  # bytes, of addresses that TMA reads
+_MOST_STRIDE: Final = 4  # of a transposed convolution
 _SLOW_EPILOGUE: Final = (
     "the kernel's interpreter would take longer over this epilogue than a pass behind another convolution; "
     "algorithm='implicit_gemm' runs it all the same"
@@ -61,12 +62,16 @@ def why_not_computed(dtype: torch.dtype, arguments: ConvArguments) -> str:
     rank = len(arguments.stride)
     if arguments.algorithm == "cudnn":
         return "algorithm='cudnn' asks for torch's convolution"
+    if rank > 2:
+        return f"the kernels have 1 or 2 spatial dimensions, not {rank}"
+    stride, dilation = arguments.stride, arguments.dilation
     if arguments.transposed:
-        return "no kernel computes transposed convolutions"
-    if rank != 2:
-        return f"the kernels have 2 spatial dimensions, not {rank}"
-    if any(step != 1 for step in arguments.stride):
-        return f"the kernels have stride 1, not {arguments.stride}"
+        if any(step > _MOST_STRIDE for step in stride):
+            return f"the kernels have transposed convolutions up to stride {_MOST_STRIDE}, not {stride}"
+        if any(step != 1 for step in dilation):
+            return f"the kernels have no transposed convolutions with dilation, and dilation is {dilation}"
+    elif any(step != 1 for step in stride):
+        return f"the kernels have stride 1, not {stride}"
     if arguments.groups != 1:
         return f"the kernels have no groups, and groups is {arguments.groups}"
     if dtype == torch.float64:

@@ -36,9 +36,15 @@ struct Case {
   Padding padding = Padding::kZeros;
   bool channels_last = true;
   int input_bytes = 4;  // where it is loaded by rows; else as element_bytes
+  // Of a transposed convolution, whose pads are cropped from the output, or nothing.
+  int stride_h = 0, stride_w = 0;
 
-  int out_height() const { return height + pads.top + pads.bottom - dilation_h * (taps_r - 1); }
-  int out_width() const { return width + pads.left + pads.right - dilation_w * (taps_s - 1); }
+  bool transposed() const { return stride_h > 0; }
+  int out_height() const { return out_extent(height, pads.top + pads.bottom, dilation_h, taps_r, stride_h); }
+  int out_width() const { return out_extent(width, pads.left + pads.right, dilation_w, taps_s, stride_w); }
+  int out_extent(int extent, int pad, int dilation, int taps, int stride) const {
+    return transposed() ? (extent - 1) * stride + taps - pad : extent + pad - dilation * (taps - 1);
+  }
   InputLoad load() const {
     return input == Input::kTma    ? InputLoad::kBoxes
            : input == Input::kRows ? InputLoad::kRows
@@ -64,7 +70,10 @@ struct Case {
             .input_bytes = input == Input::kRows ? input_bytes : element_bytes,
             .load = load(),
             .stores_filters = epiconv::sm90::stores_filters(output, filters),
-            .output_bytes = output_bytes};
+            .output_bytes = output_bytes,
+            .transposed = transposed(),
+            .stride_h = std::max(1, stride_h),
+            .stride_w = std::max(1, stride_w)};
   }
 };
 
@@ -74,7 +83,8 @@ inline std::string to_text(const Case& c) {
                 ", .width = ", c.width, ", .filters = ", c.filters, ", .taps_r = ", c.taps_r,
                 ", .taps_s = ", c.taps_s, ", .dilation_h = ", c.dilation_h, ", .dilation_w = ", c.dilation_w,
                 ", .pads = {", c.pads.top, ", ", c.pads.bottom, ", ", c.pads.left, ", ", c.pads.right,
-                "}, .element_bytes = ", c.element_bytes, ", .output_bytes = ", c.output_bytes,
+                "}, .stride_h = ", c.stride_h, ", .stride_w = ", c.stride_w,
+                ", .element_bytes = ", c.element_bytes, ", .output_bytes = ", c.output_bytes,
                 ", .input_bytes = ", c.input_bytes, "}, input ", kInputNames[static_cast<int>(c.input)],
                 ", padding ", kPaddingNames[static_cast<int>(c.padding)],
                 c.channels_last ? ", NHWC" : ", NCHW", " output (", c.reason, ")");
@@ -287,6 +297,14 @@ inline const std::vector<Case> kCases{
      .element_bytes = 2,
      .input = Input::kRows,
      .input_bytes = 2},
+    {.reason = "narrow 16-bit images by rows: two matrices",
+     .batch = 2,
+     .channels = 24,
+     .height = 9,
+     .width = 12,
+     .element_bytes = 2,
+     .input = Input::kRows,
+     .input_bytes = 2},
     {.reason = "an image's first layer by rows",
      .batch = 2,
      .channels = 3,
@@ -335,6 +353,85 @@ inline const std::vector<Case> kCases{
      .width = 128,
      .input = Input::kRows,
      .channels_last = false},
+    {.reason = "transposed, of stride 1",
+     .channels = 24,
+     .height = 6,
+     .width = 9,
+     .pads = {.top = 1, .bottom = 1, .left = 1, .right = 1},
+     .stride_h = 1,
+     .stride_w = 1},
+    {.reason = "transposed by rows, the recipe's width: rows are kept, two consumers have a row each",
+     .batch = 2,
+     .channels = 64,
+     .height = 4,
+     .width = 128,
+     .pads = {.top = 1, .bottom = 0, .left = 1, .right = 0},
+     .input = Input::kRows,
+     .channels_last = false,
+     .stride_h = 2,
+     .stride_w = 2},
+    {.reason = "the same, 16-bit, with filters side by side",
+     .batch = 2,
+     .channels = 64,
+     .height = 4,
+     .width = 128,
+     .pads = {.top = 1, .bottom = 0, .left = 1, .right = 0},
+     .element_bytes = 2,
+     .output_bytes = 2,
+     .stride_h = 2,
+     .stride_w = 2},
+    {.reason = "phases without a tap",
+     .channels = 8,
+     .height = 5,
+     .width = 7,
+     .taps_r = 2,
+     .taps_s = 1,
+     .stride_h = 3,
+     .stride_w = 4},
+    {.reason = "transposed, three row phases of two filter groups, streamed weights",
+     .channels = 96,
+     .height = 5,
+     .width = 12,
+     .filters = 100,
+     .taps_r = 5,
+     .taps_s = 4,
+     .pads = {.top = 2, .bottom = 1, .left = 3, .right = 0},
+     .stride_h = 3,
+     .stride_w = 2},
+    {.reason = "transposed, cropped by more than the filter reaches",
+     .channels = 8,
+     .height = 9,
+     .width = 11,
+     .taps_r = 2,
+     .taps_s = 3,
+     .pads = {.top = 5, .bottom = 3, .left = 7, .right = 4},
+     .input = Input::kNchw,
+     .channels_last = false,
+     .stride_h = 2,
+     .stride_w = 3},
+    {.reason = "transposed, a filter that one box cannot hold",
+     .channels = 66,
+     .height = 30,
+     .width = 34,
+     .filters = 2,
+     .taps_r = 61,
+     .taps_s = 50,
+     .pads = {.top = 4, .left = 4},
+     .stride_h = 2,
+     .stride_w = 2},
+    {.reason = "transposed, 1-D, audio",
+     .batch = 2,
+     .channels = 16,
+     .height = 1,
+     .width = 300,
+     .filters = 8,
+     .taps_r = 1,
+     .taps_s = 8,
+     .pads = {.left = 2, .right = 2},
+     .input = Input::kNchw,
+     .channels_last = false,
+     .stride_h = 1,
+     .stride_w = 4},
     {.reason = "1x1: no halo at all",
      .channels = 96,
      .height = 16,
@@ -384,6 +481,13 @@ inline Case random_case(Random& random) {
   c.pads.right = pad(c.width);
   c.channels_last = between(random, 0, 1) == 1;
   c.output_bytes = one_of(random, {2, 4});
+  if (between(random, 0, 1) == 0) return c;
+  c.stride_h = between(random, 1, 4);
+  c.stride_w = one_of(random, {c.stride_h, c.stride_h, between(random, 1, 4)});
+  c.dilation_h = c.dilation_w = 1;
+  c.height = std::min(c.height, 24);
+  c.width = std::min(c.width, 140);
+  c.padding = Padding::kZeros;
   return c;
 }
 

@@ -66,58 +66,84 @@ int passes(int bytes, const Address& address) {
 struct StagedAccess {
   bool is_filters;
   int size, width, read_passes;
+  int phases = 1;        // of columns
+  int write_passes = 1;  // that writing takes
 
   std::string text() const {
-    return concat(width, is_filters ? " filters" : " pixels", " of ", size, " bytes");
+    return concat(width, is_filters ? " filters" : " pixels", " of ", size, " bytes, ", phases, " phases");
   }
   StoredElements elements(int lane, int turn) const {
     return is_filters ? StoredElements::filters(width, lane, turn)
                       : StoredElements::pixels(width, lane, turn);
   }
   int offset(int filter, int pixel) const {
-    return is_filters ? filters_offset(size, filter, pixel) : pixels_offset(size, filter, pixel);
+    return is_filters
+               ? filters_offset(size, filter, pixel)
+               : visit_phases([&]<int kPhases>() { return pixels_offset<kPhases>(size, filter, pixel); });
   }
+  template <typename Visitor>
+  int visit_phases(Visitor&& visitor) const {
+    if (phases == 1) return visitor.template operator()<1>();
+    if (phases == 2) return visitor.template operator()<2>();
+    return visitor.template operator()<4>();
+  }
+  int position(int lane, int i) const {
+    return visit_phases([&]<int kPhases>() { return piece_position<kPhases>(lane % 4, i); });
+  }
+  int matrix_row(int lane) const {
+    return visit_phases([&]<int kPhases>() { return matrix_position<kPhases>(lane); });
+  }
+  bool in_matrices() const { return size == 2 && (is_filters || phases == 1); }
   int pixels() const { return is_filters ? kPiecePixels : kRunPixels; }
   int turns() const { return stored_turns(width) * (is_filters ? 1 : kRunPieces); }
   int staging_bytes() const { return is_filters ? filters_staging_bytes() : pixels_staging_bytes(size); }
 };
-constexpr StagedAccess kStagedAccesses[] = {{true, 4, 4, 2},  {true, 2, 8, 2},  {false, 4, 2, 1},
-                                            {false, 4, 1, 1}, {false, 2, 2, 1}, {false, 2, 1, 1}};
+constexpr StagedAccess kStagedAccesses[] = {
+    {true, 4, 4, 2},        {true, 2, 8, 2},        {false, 4, 2, 1},       {false, 4, 1, 1},
+    {false, 2, 2, 1},       {false, 2, 1, 1},       {true, 4, 4, 2, 2, 2},  {true, 2, 8, 2, 2, 2},
+    {false, 4, 2, 1, 2, 1}, {false, 4, 1, 1, 2, 1}, {false, 2, 2, 1, 2, 1}, {false, 2, 1, 1, 2, 1},
+    {true, 4, 4, 2, 4, 4},  {true, 2, 8, 2, 4, 4},  {false, 4, 2, 1, 4, 1}, {false, 4, 1, 1, 4, 1},
+    {false, 2, 2, 1, 4, 1}, {false, 2, 1, 1, 4, 1}};
 
 // A matrix's rows of 16 bytes are written at once.
-void check_matrix_writes(const StagedAccess& access) {
+int matrix_write_passes(const StagedAccess& access) {
+  int most = 0;
   for (int first = 0; first < access.pixels(); first += kPiecePixels) {
     for (int h = 0; h < 2; ++h) {
-      const int needed = passes(16, [&](int lane) {
-        const int row = lane % 8, matrix = lane / 8;
-        return access.offset(8 * h + (access.is_filters ? 0 : row),
-                             first + 8 * matrix + (access.is_filters ? row : 0));
-      });
-      expect(needed == 1, "a matrix takes ", needed, " passes");
+      most = std::max(most, passes(16, [&](int lane) {
+                        return access.is_filters ? access.offset(8 * h, first + access.matrix_row(lane))
+                                                 : access.offset(8 * h + lane % 8, first + lane / 8 * 8);
+                      }));
     }
   }
+  return most;
 }
 
-// Two pixels of a filter at once, or a filter at a time.
-void check_word_writes(const StagedAccess& access) {
+// Pixels of a filter that lie side by side, 16 bytes at most, or a filter at a time.
+int word_write_passes(const StagedAccess& access) {
+  const int together = access.is_filters ? 1 : std::min(2 * access.phases, 16 / access.size);
+  int most = 0;
   for (int first = 0; first < access.pixels(); first += kPiecePixels) {
-    for (int i = 0; i < kPieceAccumulators; i += access.is_filters ? 1 : 2) {
-      const int needed = passes(access.is_filters ? 4 : 8, [&](int lane) {
-        return access.offset(accumulator_filter(lane, i), first + accumulator_position(lane, i));
-      });
-      expect(needed == 1, "a write takes ", needed, " passes");
+    for (int i = 0; i < kPieceWord; i += together) {
+      most = std::max(most, passes(together * access.size, [&](int lane) {
+                        const int offset = access.offset(lane / 4, first + access.position(lane, i));
+                        for (int k = 0; k < together; ++k) {
+                          expect(access.offset(lane / 4, first + access.position(lane, i + k)) ==
+                                     offset + k * access.size,
+                                 "value ", i + k, " does not lie beside value ", i);
+                        }
+                        return offset;
+                      }));
     }
   }
+  return most;
 }
 
 void check_staging_banks() {
   for (const StagedAccess& access : kStagedAccesses) {
     subject = concat("banks of staging memory, ", access.text());
-    if (access.size == 2) {
-      check_matrix_writes(access);
-    } else {
-      check_word_writes(access);
-    }
+    const int needed = access.in_matrices() ? matrix_write_passes(access) : word_write_passes(access);
+    expect(needed == access.write_passes, "a write takes ", needed, " passes");
     int most = 0;
     for (int turn = 0; turn < access.turns(); ++turn) {
       most = std::max(most, passes(access.width * access.size, [&](int lane) {
@@ -159,21 +185,22 @@ void check_ring_banks() {
 }
 
 // A warp's filters of a piece, as box_store.h stages them.
+template <int kPhases>
 void check_box_banks() {
   for (int warp_filter = 0; warp_filter < kGroupFilters; warp_filter += kWarpFilters) {
-    subject = concat("banks of a box, filters from ", warp_filter, " on");
+    subject = concat("banks of a box, filters from ", warp_filter, " on, ", kPhases, " phases");
     for (int h = 0; h < 2; ++h) {
       const int of_matrices = passes(16, [&](int lane) {
-        return static_cast<std::int32_t>(box_offset(2, lane, warp_filter) ^
+        return static_cast<std::int32_t>(box_offset(2, matrix_position<kPhases>(lane), warp_filter) ^
                                          static_cast<std::uint32_t>(16 * h));
       });
-      expect(of_matrices == 1, "a matrix takes ", of_matrices, " passes");
-      for (int e = 0; e < 2; ++e) {
+      expect(of_matrices == kPhases, "a matrix takes ", of_matrices, " passes");
+      for (int i = 0; i < kPieceWord; ++i) {
         const int of_words = passes(4, [&](int lane) {
-          return static_cast<std::int32_t>(box_offset(4, 2 * (lane % 4) + e, warp_filter + lane / 4) ^
-                                           static_cast<std::uint32_t>(32 * h));
+          const int filter = warp_filter + lane / 4 + 8 * h;
+          return static_cast<std::int32_t>(box_offset(4, piece_position<kPhases>(lane % 4, i), filter));
         });
-        expect(of_words == 1, "a write takes ", of_words, " passes");
+        expect(of_words == kPhases, "a write takes ", of_words, " passes");
       }
     }
   }
@@ -242,23 +269,36 @@ void check_turned_banks() {
   }
 }
 
-// Every value of a warp has one accumulator.
+// Every value of a warp has one accumulator, which is where pieces look for it.
+template <int kPhases>
 void check_fragments() {
-  subject = "fragments";
+  subject = concat("fragments of ", kPhases, " phases");
   std::set<std::pair<int, int>> held;
+  std::set<int> taken;
   for (int lane = 0; lane < 32; ++lane) {
     for (int i = 0; i < kAccumulators; ++i) {
-      const int filter = accumulator_filter(lane, i), position = accumulator_position(lane, i);
-      expect(position / kPiecePixels == i / kPieceAccumulators, "accumulator ", i, " has position ",
+      const int position = accumulator_position<kPhases>(lane, i);
+      expect(position % kPhases == i / kPhaseAccumulators<kPhases>, "accumulator ", i, " has position ",
              position);
-      expect(filter == accumulator_filter(lane, i % kPieceAccumulators) &&
-                 position % kPiecePixels == accumulator_position(lane, i % kPieceAccumulators),
-             "accumulator ", i, " differs from that of the first piece");
-      held.emplace(filter, position);
+      held.emplace(accumulator_filter(lane, i), position);
     }
+    for (int piece = 0; piece < kPieces; ++piece) {
+      for (int j = 0; j < kPieceAccumulators; ++j) {
+        const int half = j / kPieceWord, i = piece_accumulator<kPhases>(piece, half, j % kPieceWord);
+        const int position = piece * kPiecePixels + piece_position<kPhases>(lane % 4, j % kPieceWord);
+        expect(accumulator_filter(lane, i) == lane / 4 + 8 * half &&
+                   accumulator_position<kPhases>(lane, i) == position,
+               "value ", j, " of piece ", piece, " is accumulator ", i);
+        taken.insert(i);
+      }
+    }
+    // Lane 8 * j + r names the row of what lanes with quad r / 2 have as value 2 * j + r % 2.
+    expect(matrix_position<kPhases>(lane) == piece_position<kPhases>(lane % 8 / 2, lane / 8 * 2 + lane % 2),
+           "row ", lane, " of a matrix");
   }
   expect(held.size() == std::size_t{kWarpFilters} * kTilePixels, held.size(), " values are held");
   expect(held.rbegin()->first == kWarpFilters - 1, "filter ", held.rbegin()->first);
+  expect(taken.size() == std::size_t{kAccumulators}, taken.size(), " accumulators are stored");
 }
 
 // Every element of a piece or run has a place of its own in staging memory, and one lane stores it once, with
@@ -305,12 +345,16 @@ void check_staged(const StagedAccess& access) {
 
 int main() {
   check_swizzle();
-  check_fragments();
+  check_fragments<1>();
+  check_fragments<2>();
+  check_fragments<4>();
   for (const StagedAccess& access : kStagedAccesses) check_staged(access);
   check_staging_banks();
   check_boxes();
   check_ring_banks();
-  check_box_banks();
+  check_box_banks<1>();
+  check_box_banks<2>();
+  check_box_banks<4>();
   check_gather_banks();
   check_turned_banks();
   std::printf("%d failures\n", failures);

@@ -1,6 +1,7 @@
 // Where the halo-tile convolution puts things: what the planner promises, and the functions that find them
 // again.
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <random>
@@ -26,7 +27,8 @@ std::string to_text(const HaloProblem& p) {
                 p.taps_r, ", ", p.taps_s, ", ", p.dilation_h, ", ", p.dilation_w, ", ", p.pad_top, ", ",
                 p.pad_left, ", ", p.out_height, ", ", p.out_width, ", ", p.element_bytes, ", ", p.input_bytes,
                 ", load ", static_cast<int>(p.load), ", ", p.stores_filters ? "true" : "false", ", ",
-                p.output_bytes, "}");
+                p.output_bytes, ", ", p.transposed ? "true" : "false", ", ", p.stride_h, ", ", p.stride_w,
+                "}");
 }
 
 // ---- What the planner promises.
@@ -82,13 +84,14 @@ void check_memory(const HaloProblem& problem, const HaloGeometry& g) {
   expect(std::int64_t{g.box_rows} * pitch * g.row_bytes <= g.slot_bytes, "a box is larger than its slot");
   expect(g.slot_bytes < 1 << 20, "an mbarrier cannot count a slot's bytes");
   expect(g.num_slots >= 2 && g.num_slots <= kMaxSlots, g.num_slots, " slots");
-  const std::int64_t taps = std::int64_t{g.channel_blocks} * g.taps_r * g.taps_s * g.filter_groups();
+  const std::int64_t taps =
+      std::int64_t{g.channel_blocks} * problem.taps_r * problem.taps_s * g.filter_groups();
   expect(g.num_stages >= std::min<std::int64_t>(4, taps) && g.num_stages <= kMaxWeightStages, g.num_stages,
          " stages");
   expect(!g.weights_stay || g.num_stages == taps, g.num_stages, " stages for ", taps, " taps that stay");
-  // The last row that the last position of the last tap reads, in the last slot.
-  const std::int64_t last_row = pitch - 1 + kTilePixels - 1 +
-                                std::int64_t{g.group_r - 1} * g.dilation_h * pitch +
+  // The last row that the last number of the last tap reads, in the last slot.
+  const std::int64_t most_offset = g.step % pitch == 0 ? 0 : pitch - 1;
+  const std::int64_t last_row = most_offset + g.run - 1 + std::int64_t{g.group_r - 1} * g.dilation_h * pitch +
                                 std::int64_t{g.group_s - 1} * g.dilation_w;
   const std::int64_t last = std::int64_t{g.num_slots - 1} * g.slot_bytes + (last_row + 1) * g.row_bytes;
   expect(last <= g.shared_bytes, "dropped positions read up to byte ", last);
@@ -100,8 +103,15 @@ void check_shape(const HaloProblem& problem, const HaloGeometry& g) {
   expect(pitch >= g.strip_width + (g.group_s - 1) * g.dilation_w, "pitch ", pitch,
          " has no room for the halo");
   const std::int64_t width = std::int64_t{g.strip_width} * g.strips.divisor;
-  expect(width >= g.out_width && width - g.strip_width < g.out_width, g.strips.divisor, " strips of ",
+  expect(width >= g.raster_width && width - g.strip_width < g.raster_width, g.strips.divisor, " strips of ",
          g.strip_width);
+  expect(g.raster_width == (g.out_width + g.phases_w - 1) / g.phases_w &&
+             g.raster_height == (g.out_height + g.phases_h - 1) / g.phases_h,
+         "a raster of ", g.raster_height, " x ", g.raster_width);
+  expect(g.run << g.interleave == kTilePixels && 1 << g.interleave >= g.phases_w, "runs of ", g.run);
+  // Each number of the raster belongs to one tile, or is dropped.
+  expect(g.step <= g.run || (g.step % pitch == 0 && g.step - pitch + g.strip_width <= g.run), "steps of ",
+         g.step);
   expect(g.row_bytes == 32 || g.row_bytes == 64 || g.row_bytes == 128, "rows of ", g.row_bytes, " bytes");
   const std::int64_t bytes = std::int64_t{problem.channels} * problem.element_bytes;
   const std::int64_t room = std::int64_t{g.channel_blocks - 1} * g.row_bytes + g.last_steps * kStepBytes;
@@ -117,23 +127,44 @@ void check_shape(const HaloProblem& problem, const HaloGeometry& g) {
          g.tiles, " tiles");
 }
 
-// A filter group's taps are numbered in the order in which units use them.
-void check_taps(const HaloGeometry& g) {
-  std::int32_t index = 0;
-  for (std::int32_t u = 0; u < g.units; ++u) {
-    const Unit unit = unit_number(g, u);
-    expect(taps_before(g, unit) == index, "unit ", u, " begins with tap ", taps_before(g, unit), ", not ",
-           index);
-    for (std::int32_t r = 0; r < unit.rows(g); ++r) {
-      for (std::int32_t s = 0; s < unit.columns(g); ++s, ++index) {
-        const PackedTap tap = PackedTap::of(g, index);
-        expect(tap.channel_block == unit.channel_block && tap.r == unit.group_r * g.group_r + r &&
-                   tap.s == unit.group_s * g.group_s + s,
-               "tap ", index, " is (", tap.channel_block, ", ", tap.r, ", ", tap.s, ")");
+// A share's taps are numbered in the order in which units use them, and together they are the filter's.
+void check_taps(const HaloProblem& problem, const HaloGeometry& g) {
+  std::set<std::array<std::int32_t, 3>> found;
+  std::int32_t before = 0;
+  for (std::int32_t phase = 0; phase < g.phases_h; ++phase) {
+    const Share share = Share::of(g, phase);
+    expect(share.group == 0 && share.row_phase == phase && share.taps_before(g) == before, "share ", phase);
+    before += share.taps(g);
+    std::int32_t index = 0;
+    for (std::int32_t u = 0; u < g.units; ++u) {
+      const Unit unit = unit_number(g, u);
+      const PlaceSpan rows = unit.rows_of(g, phase);
+      const std::int32_t begin = index;
+      for (std::int32_t r = rows.first; r < rows.end; ++r) {
+        for (std::int32_t column_phase = 0; column_phase < g.phases_w; ++column_phase) {
+          const PlaceSpan columns = unit.columns_of(g, column_phase);
+          for (std::int32_t s = columns.first; s < columns.end; ++s, ++index) {
+            const PackedTap tap = PackedTap::of(g, phase, index);
+            expect(tap.channel_block == unit.channel_block && tap.r >= 0 && tap.r < problem.taps_r &&
+                       tap.s >= 0 && tap.s < problem.taps_s,
+                   "tap ", index, " is (", tap.channel_block, ", ", tap.r, ", ", tap.s, ")");
+            // Output stride * a + phase + pad = stride * input + tap, input = a - pad of the box + place.
+            const std::int32_t y = unit.group_r * g.group_r + r - g.pad_top;
+            const std::int32_t x = unit.group_s * g.group_s + s - g.pad_left;
+            expect(problem.transposed ? problem.stride_h * y + tap.r == phase + problem.pad_top &&
+                                            problem.stride_w * x + tap.s == column_phase + problem.pad_left
+                                      : tap.r == y + g.pad_top && tap.s == x + g.pad_left,
+                   "tap (", tap.r, ", ", tap.s, ") at place (", y, ", ", x, ") of phase ", phase, ", ",
+                   column_phase);
+            found.insert({tap.channel_block, tap.r, tap.s});
+          }
+        }
       }
+      expect(index - begin == unit.taps(g, phase), "unit ", u, " has ", index - begin, " taps");
     }
+    expect(index == share.taps(g), index, " taps of share ", phase);
   }
-  expect(index == g.channel_blocks * g.taps_r * g.taps_s, index, " taps");
+  expect(before == g.taps && found.size() == static_cast<std::size_t>(g.taps), found.size(), " taps");
 }
 
 // ---- Tiles, recomputed in 64 bits.
@@ -142,7 +173,7 @@ struct WideTile {
   std::int64_t filter_tile, strip, raster, first;  // raster number of the first position
   WideTile(const HaloGeometry& g, std::int64_t index) {
     filter_tile = index % g.filter_tiles.divisor;
-    first = index / g.filter_tiles.divisor % g.runs.divisor * kTilePixels;
+    first = index / g.filter_tiles.divisor % g.runs.divisor * g.step;
     strip = index / g.filter_tiles.divisor / g.runs.divisor % g.strips.divisor;
     raster = index / g.filter_tiles.divisor / g.runs.divisor / g.strips.divisor;
   }
@@ -152,13 +183,15 @@ struct WideTile {
 void check_tap(const HaloGeometry& g, const Tile& tile, const Unit& unit, const Pixel& pixel,
                std::int32_t position, std::int32_t r, std::int32_t s) {
   const std::int64_t pitch = g.pitch.divisor;
-  const std::int64_t row = tap_row(g, tile, r, s) + position;
+  const std::int64_t row = tap_row(g, tile, r, s) + (position >> g.interleave);
   const std::int64_t y = row / pitch, x = row % pitch;
   expect(row >= 0 && y < tile.box_rows(g, unit.rows(g)), "position ", position, " reads row ", y,
          " of a box");
   const BoxRow from = BoxRow::of(g, tile, unit, static_cast<std::int32_t>(y));
-  const std::int64_t h = std::int64_t{pixel.p} - g.pad_top + (unit.group_r * g.group_r + r) * g.dilation_h;
-  const std::int64_t w = std::int64_t{pixel.q} - g.pad_left + (unit.group_s * g.group_s + s) * g.dilation_w;
+  const std::int64_t h =
+      std::int64_t{pixel.p} / g.phases_h - g.pad_top + (unit.group_r * g.group_r + r) * g.dilation_h;
+  const std::int64_t w =
+      std::int64_t{pixel.q} / g.phases_w - g.pad_left + (unit.group_s * g.group_s + s) * g.dilation_w;
   expect(from.n == pixel.n && from.h == h && box_column(g, tile, unit) + x == w, "tap (", r, ", ", s,
          ") of position ", position, " reads (", from.n, ", ", from.h, ", ", box_column(g, tile, unit) + x,
          ") for (", pixel.n, ", ", h, ", ", w, ")");
@@ -174,12 +207,16 @@ void check_tile(const HaloGeometry& g, std::int32_t index) {
   expect(tile.box_rows(g, g.group_r) <= g.box_rows, "the box of tile ", index, " has ",
          tile.box_rows(g, g.group_r), " rows");
   const Unit last_unit = unit_number(g, g.units - 1);
-  for (std::int32_t position = 0; position < kTilePixels; ++position) {
-    const std::int64_t row = (wide.first + position) / pitch, column = (wide.first + position) % pitch;
+  for (std::int32_t at = 0; at < kTilePixels * g.phases_h; ++at) {
+    const std::int32_t position = at / g.phases_h, row_phase = at % g.phases_h;
+    const std::int32_t number = position >> g.interleave, phase = position & ((1 << g.interleave) - 1);
+    const std::int64_t row = (wide.first + number) / pitch, column = (wide.first + number) % pitch;
     const std::int64_t n = wide.raster * g.images_per_raster + row / image_rows;
-    const std::int64_t p = row % image_rows, q = wide.strip * g.strip_width + column;
-    const bool valid = n < g.batch && p < g.out_height && q < g.out_width && column < g.strip_width;
-    const Pixel pixel = Pixel::of(g, tile, position);
+    const std::int64_t p = row % image_rows * g.phases_h + row_phase;
+    const std::int64_t q = (wide.strip * g.strip_width + column) * g.phases_w + phase;
+    const bool valid = number < g.step && phase < g.phases_w && n < g.batch && p < g.out_height &&
+                       q < g.out_width && column < g.strip_width;
+    const Pixel pixel = Pixel::of(g, tile, row_phase, position);
     expect(pixel.valid == valid && (!valid || (pixel.n == n && pixel.p == p && pixel.q == q)), "position ",
            position, " of tile ", index, " is (", pixel.n, ", ", pixel.p, ", ", pixel.q, ")");
     if (!pixel.valid) continue;
@@ -205,17 +242,20 @@ void check_tile(const HaloGeometry& g, std::int32_t index) {
   }
 }
 
-// Every output pixel is one position of one tile of every filter tile.
+// Every output pixel is one position of one tile, of every filter group.
 void check_coverage(const HaloGeometry& g) {
   const auto pixels = static_cast<std::size_t>(std::int64_t{g.batch} * g.out_height * g.out_width);
-  std::vector<std::int32_t> times(pixels * static_cast<std::size_t>(g.filter_tiles.divisor), 0);
+  std::vector<std::int32_t> times(pixels * static_cast<std::size_t>(g.filter_groups()), 0);
   for (std::int32_t index = 0; index < g.tiles; ++index) {
     const Tile tile = Tile::of(g, index);
-    for (std::int32_t position = 0; position < kTilePixels; ++position) {
-      const Pixel pixel = Pixel::of(g, tile, position);
-      if (!pixel.valid) continue;
-      const std::int64_t place = (std::int64_t{pixel.n} * g.out_height + pixel.p) * g.out_width + pixel.q;
-      ++times[static_cast<std::size_t>(tile.filter_tile) * pixels + static_cast<std::size_t>(place)];
+    for (std::int32_t sharer = 0; sharer < g.sharers; ++sharer) {
+      const Share share = Share::of(g, tile.filter_tile * g.sharers + sharer);
+      for (std::int32_t position = 0; position < kTilePixels; ++position) {
+        const Pixel pixel = Pixel::of(g, tile, share.row_phase, position);
+        if (!pixel.valid) continue;
+        const std::int64_t place = (std::int64_t{pixel.n} * g.out_height + pixel.p) * g.out_width + pixel.q;
+        ++times[static_cast<std::size_t>(share.group) * pixels + static_cast<std::size_t>(place)];
+      }
     }
   }
   const auto wrong = times.size() - static_cast<std::size_t>(std::count(times.begin(), times.end(), 1));
@@ -233,7 +273,7 @@ void check_plan(const HaloProblem& problem) {
   const HaloGeometry& g = plan.geometry;
   check_memory(problem, g);
   check_shape(problem, g);
-  if (std::int64_t{g.channel_blocks} * g.taps_r * g.taps_s <= 20000) check_taps(g);
+  if (g.taps <= 20000) check_taps(problem, g);
   // Tiles at both ends and some between.
   std::set<std::int64_t> tiles{std::int64_t{g.filter_tiles.divisor} * (g.runs.divisor - 1)};
   for (std::int64_t i = 0; i < 20; ++i) tiles.insert(g.tiles * i / 20);
@@ -284,6 +324,12 @@ const std::vector<Extreme> kExtremes{
      {2, 8, 4000, 40, 64, 3, 3, 600, 4, 0, 0, 2800, 32, 4, 4, InputLoad::kBoxes, true, 4}},
     {"taps farther apart than a box is wide",
      {2, 8, 40, 4000, 64, 3, 3, 4, 600, 0, 0, 32, 2800, 4, 4, InputLoad::kGather, false, 4}},
+    {"the transposed recipe",
+     {128, 64, 128, 128, 64, 3, 3, 1, 1, 1, 1, 256, 256, 4, 4, InputLoad::kRows, false, 4, true, 2, 2}},
+    {"the same, 16-bit, TMA",
+     {128, 64, 128, 128, 64, 3, 3, 1, 1, 1, 1, 256, 256, 2, 2, InputLoad::kBoxes, true, 2, true, 2, 2}},
+    {"a large image, transposed",
+     {1, 16, 20000, 20000, 16, 4, 4, 1, 1, 1, 1, 40000, 40000, 2, 2, InputLoad::kBoxes, true, 2, true, 2, 2}},
     {"a wide filter of one row",
      {2, 3, 2, 5000, 8, 1, 3000, 1, 1, 0, 0, 2, 2001, 4, 4, InputLoad::kGather, false, 4}},
 };
@@ -314,6 +360,17 @@ HaloProblem random_problem(std::mt19937& random) {
       p.load == InputLoad::kBoxes ? p.element_bytes : std::max(p.element_bytes, between(1, 2) * 2);
   p.output_bytes = between(1, 2) * 2;
   p.stores_filters = between(0, 1) == 1 && p.filters % (16 / p.output_bytes) == 0;
+  p.transposed = between(0, 1) == 1;
+  if (!p.transposed) return p;
+  p.stride_h = between(1, kMaxPhases);
+  p.stride_w = between(1, kMaxPhases);
+  p.dilation_h = p.dilation_w = 1;
+  p.pad_top = between(0, 6);
+  p.pad_left = between(0, 6);
+  p.height = between(1, most);
+  p.width = between(1, most);
+  p.out_height = std::max(1, (p.height - 1) * p.stride_h + p.taps_r - p.pad_top - between(-3, 4));
+  p.out_width = std::max(1, (p.width - 1) * p.stride_w + p.taps_s - p.pad_left - between(-3, 4));
   return p;
 }
 

@@ -99,6 +99,28 @@ std::vector<Way> ways{
      }},
     {"two raw stages", [](const HaloGeometry& g) { return g.raw_stages_per_warp == 2; }},
     {"four raw stages", [](const HaloGeometry& g) { return g.raw_stages_per_warp == 4; }},
+    {"row phases of two sharers", [](const HaloGeometry& g) { return g.phases_h == 2 && g.sharers == 2; }},
+    {"row phases of one sharer", [](const HaloGeometry& g) { return g.phases_h == 3 && g.sharers == 1; }},
+    {"row phases without column phases",
+     [](const HaloGeometry& g) { return g.phases_h > 1 && g.phases_w == 1; }},
+    {"two column phases", [](const HaloGeometry& g) { return g.phases_w == 2; }},
+    {"three column phases", [](const HaloGeometry& g) { return g.phases_w == 3; }},
+    {"four column phases", [](const HaloGeometry& g) { return g.phases_w == 4; }},
+    {"a row phase without a tap",
+     [](const HaloGeometry& g) { return g.row_taps[g.phases_h - 1].count == 0; }},
+    {"a column phase without a tap",
+     [](const HaloGeometry& g) { return g.column_taps[g.phases_w - 1].count == 0; }},
+    {"column phases in groups of taps",
+     [](const HaloGeometry& g) { return g.phases_w > 1 && g.groups_s > 1; }},
+    {"row phases in groups of taps", [](const HaloGeometry& g) { return g.phases_h > 1 && g.groups_r > 1; }},
+    {"tiles of whole rows", [](const HaloGeometry& g) { return g.step_offset == 0 && g.step != g.run; }},
+    {"tiles of whole rows, less than a run", [](const HaloGeometry& g) { return g.step < g.run; }},
+    {"tiles of whole rows, more than a run", [](const HaloGeometry& g) { return g.step > g.run; }},
+    {"kept rows of phases",
+     [](const HaloGeometry& g) {
+       return by_rows(g) && g.phases_w > 1 && g.runs.divisor > 2 && g.units <= g.num_slots &&
+              g.step * g.row_bytes % epiconv::sm90::kSwizzleAtom == 0;
+     }},
     {"rows of 32 bytes", [](const HaloGeometry& g) { return g.row_bytes == 32; }},
     {"rows of 64 bytes", [](const HaloGeometry& g) { return g.row_bytes == 64; }},
     {"rows of 128 bytes", [](const HaloGeometry& g) { return g.row_bytes == 128; }},
@@ -190,6 +212,31 @@ std::vector<std::int64_t> direct_convolution(const Case& c, const std::vector<st
   return sums;
 }
 
+// The same, transposed: every input pixel is spread over the output, from which the pads are cropped. The
+// image has no padding.
+std::vector<std::int64_t> direct_transposed(const Case& c, const Data& data, int n, std::size_t filter) {
+  const int out_height = c.out_height(), out_width = c.out_width();
+  std::vector<std::int64_t> sums(static_cast<std::size_t>(out_height) * out_width, 0);
+  const std::int8_t* weight = &data.weights[filter * c.channels * c.taps_r * c.taps_s];
+  for (int channel = 0; channel < c.channels; ++channel) {
+    for (int r = 0; r < c.taps_r; ++r) {
+      for (int s = 0; s < c.taps_s; ++s) {
+        const std::int64_t w = *weight++;
+        for (int h = 0; h < c.height; ++h) {
+          const int p = h * c.stride_h + r - c.pads.top;
+          if (p < 0 || p >= out_height) continue;
+          for (int x = 0; x < c.width; ++x) {
+            const int q = x * c.stride_w + s - c.pads.left;
+            if (q < 0 || q >= out_width) continue;
+            sums[static_cast<std::size_t>(p) * out_width + q] += w * data.input[data.index(n, channel, h, x)];
+          }
+        }
+      }
+    }
+  }
+  return sums;
+}
+
 // As an element of the output: float32, or bfloat16 with its 8 digits, to the nearest, ties to even.
 float rounded(std::int64_t sum, int output_bytes) {
   const auto value = static_cast<float>(sum);
@@ -203,10 +250,12 @@ std::string compare(const Case& c, const Data& data, const std::vector<float>& o
   const std::size_t pixels = static_cast<std::size_t>(c.out_height()) * c.out_width();
   const std::size_t filters = static_cast<std::size_t>(c.filters);
   for (int n = 0; n < c.batch; ++n) {
-    const std::vector<std::int64_t> image = padded_image(c, data, n);
+    const std::vector<std::int64_t> image =
+        c.transposed() ? std::vector<std::int64_t>{} : padded_image(c, data, n);
     for (std::size_t k = 0; k < filters; ++k) {
       const std::int8_t* const weight = &data.weights[k * c.channels * c.taps_r * c.taps_s];
-      const std::vector<std::int64_t> wanted = direct_convolution(c, image, weight);
+      const std::vector<std::int64_t> wanted =
+          c.transposed() ? direct_transposed(c, data, n, k) : direct_convolution(c, image, weight);
       for (std::size_t i = 0; i < pixels; ++i) {
         const std::size_t place =
             c.channels_last ? (n * pixels + i) * filters + k : (n * filters + k) * pixels + i;
@@ -243,7 +292,7 @@ double model_cost(const Case& c, const HaloGeometry& g) {
 int main() {
   constexpr int kRandomCases = 400;
   constexpr double kMostWork = 4e7;
-  constexpr std::size_t kWaysToStore = 9;
+  constexpr std::size_t kWaysToStore = 10;
   int failures = 0;
   std::set<std::pair<int, StoreKind>> ways_to_store;
   const auto check = [&](const Case& c, const HaloPlan& plan, std::uint32_t seed) {

@@ -51,7 +51,7 @@ struct ConvPointers {
 struct WeightSource {
   const void* data = nullptr;
   DType dtype = DType::kFloat32;
-  Extents strides;  // (K, C, spatial…), in elements
+  Extents strides;  // (K, C, spatial…), transposed (C, K, spatial…), in elements
 };
 
 class EPICONV_API ConvPlan {
@@ -63,7 +63,7 @@ class EPICONV_API ConvPlan {
   ConvPlan(ConvPlan&&) noexcept;
   ConvPlan& operator=(ConvPlan&&) noexcept;
 
-  // What runs: "fprop_sm90_tf32_tma_f32_static".
+  // What runs: "fprop_sm90_tf32_tma_f32_static"; "dgrad" for a transposed convolution.
   const std::string& kernel() const;
   // Whether the epilogue is computed over whole tiles, by a static evaluator or step by step, and is short
   // enough for that. Else a pass of its own behind another convolution is faster.

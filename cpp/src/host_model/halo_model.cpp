@@ -16,6 +16,7 @@ using sm90::HaloGeometry;
 using sm90::kGroupFilters;
 using sm90::kStepBytes;
 using sm90::kTilePixels;
+using sm90::Share;
 using sm90::taps_before;
 using sm90::Tile;
 using sm90::Unit;
@@ -41,9 +42,11 @@ class Model {
  private:
   void compute_tile(const Tile& tile);
   std::uint32_t stage_address(std::int32_t stage) const;
-  void load_stage(std::int32_t stage, std::int32_t filter_group, std::int32_t tap);
+  void compute_unit(const Tile& tile, const Unit& unit, std::uint32_t slot, const Share& share,
+                    Accumulators& accumulators);
+  void load_stage(std::int32_t stage, std::int32_t tap);
   void multiply(std::uint32_t pixels, std::uint32_t stage, std::int32_t steps, std::int32_t num_filters,
-                Accumulators& accumulators);
+                std::int32_t phase, Accumulators& accumulators);
   void read_rows(std::uint32_t rows, std::int32_t num_rows, std::int32_t step, float* values, std::size_t row,
                  std::size_t element);
 
@@ -63,10 +66,7 @@ class Model {
 
 std::vector<float> Model::compute() {
   if (g_.weights_stay) {
-    const std::int32_t taps = g_.channel_blocks * g_.taps_r * g_.taps_s;
-    for (std::int32_t stage = 0; stage < g_.num_stages; ++stage) {
-      load_stage(stage, stage / taps, stage % taps);
-    }
+    for (std::int32_t stage = 0; stage < g_.num_stages; ++stage) load_stage(stage, stage);
   }
   const std::int64_t blocks = std::min(kBlocks, g_.tiles);
   for (std::int64_t block = 0; block < blocks; ++block) {
@@ -93,22 +93,30 @@ void Model::compute_tile(const Tile& tile) {
     const Unit unit = unit_number(g_, u);
     const std::uint32_t slot = input_.load(tile, unit);
     for (std::int32_t sharer = 0; sharer < g_.sharers; ++sharer) {
-      const std::int32_t filter_group = tile.filter_tile * g_.sharers + sharer;
-      std::int32_t tap = taps_before(g_, unit);
-      for (std::int32_t r = 0; r < unit.rows(g_); ++r) {
-        for (std::int32_t s = 0; s < unit.columns(g_); ++s, ++tap) {
-          const std::int32_t resident = filter_group * g_.channel_blocks * g_.taps_r * g_.taps_s + tap;
-          const std::int32_t stage = g_.weights_stay ? resident : stages_.take();
-          if (!g_.weights_stay) load_stage(stage, filter_group, tap);
-          const auto row = static_cast<std::uint32_t>(sm90::tap_row(g_, tile, r, s));
-          multiply(slot + row * static_cast<std::uint32_t>(g_.row_bytes), stage_address(stage),
-                   unit.steps(g_), num_filters(filter_group), accumulators_[sharer]);
-        }
-      }
+      compute_unit(tile, unit, slot, Share::of(g_, tile.filter_tile * g_.sharers + sharer),
+                   accumulators_[sharer]);
     }
   }
   for (std::int32_t sharer = 0; sharer < g_.sharers; ++sharer) {
     output_.store(tile, sharer, accumulators_[sharer]);
+  }
+}
+
+void Model::compute_unit(const Tile& tile, const Unit& unit, std::uint32_t slot, const Share& share,
+                         Accumulators& accumulators) {
+  const sm90::PlaceSpan rows = unit.rows_of(g_, share.row_phase);
+  std::int32_t tap = share.taps_before(g_) + taps_before(g_, unit, share.row_phase);
+  for (std::int32_t r = rows.first; r < rows.end; ++r) {
+    for (std::int32_t phase = 0; phase < g_.phases_w; ++phase) {
+      const sm90::PlaceSpan columns = unit.columns_of(g_, phase);
+      for (std::int32_t s = columns.first; s < columns.end; ++s, ++tap) {
+        const std::int32_t stage = g_.weights_stay ? tap : stages_.take();
+        if (!g_.weights_stay) load_stage(stage, tap);
+        const auto row = static_cast<std::uint32_t>(sm90::tap_row(g_, tile, r, s));
+        multiply(slot + row * static_cast<std::uint32_t>(g_.row_bytes), stage_address(stage), unit.steps(g_),
+                 num_filters(share.group), phase, accumulators);
+      }
+    }
   }
 }
 
@@ -120,10 +128,11 @@ std::uint32_t Model::stage_address(std::int32_t stage) const {
   return address;
 }
 
-void Model::load_stage(std::int32_t stage, std::int32_t filter_group, std::int32_t tap) {
-  const std::int64_t from = filter_group * sm90::packed_group_bytes(g_) + std::int64_t{tap} * g_.stage_bytes;
+// `tap` of all packed ones.
+void Model::load_stage(std::int32_t stage, std::int32_t tap) {
+  const std::int64_t from = std::int64_t{tap} * g_.stage_bytes;
   require(from >= 0 && from + g_.stage_bytes <= static_cast<std::int64_t>(packed_.size()), "tap ", tap,
-          " of filter group ", filter_group, " lies outside of the packed weights");
+          " lies outside of the packed weights");
   shared_.write(stage_address(stage), packed_.data() + from, g_.stage_bytes);
 }
 
@@ -143,22 +152,24 @@ void Model::read_rows(std::uint32_t rows, std::int32_t num_rows, std::int32_t st
   }
 }
 
-// wgmma, once a step. Filters that do not exist are left out: no other's accumulators depend on them.
+// wgmma, once a step, of the positions of a column phase. Filters that do not exist are left out: no other's
+// accumulators depend on them.
 void Model::multiply(std::uint32_t pixels, std::uint32_t stage, std::int32_t steps, std::int32_t num_filters,
-                     Accumulators& accumulators) {
+                     std::int32_t phase, Accumulators& accumulators) {
   constexpr std::size_t kMostElements = kStepBytes / 2;
   static float b[kMostElements][kTilePixels];
   static float a[kGroupFilters][kMostElements];
   const std::int32_t elements = kStepBytes / g_.element_bytes;
   for (std::int32_t step = 0; step < steps; ++step) {
-    read_rows(pixels, kTilePixels, step, b[0], 1, kTilePixels);
+    read_rows(pixels, g_.run, step, b[0], 1, kTilePixels);
     read_rows(stage, kGroupFilters, step, a[0], kMostElements, 1);
     for (std::int32_t k = 0; k < num_filters; ++k) {
       float* const sums = accumulators[k];
       for (std::int32_t e = 0; e < elements; e += 4) {
         const float* const w = &a[k][e];
-        for (std::int32_t i = 0; i < kTilePixels; ++i) {
-          sums[i] += w[0] * b[e][i] + w[1] * b[e + 1][i] + w[2] * b[e + 2][i] + w[3] * b[e + 3][i];
+        for (std::int32_t i = 0; i < g_.run; ++i) {
+          sums[(i << g_.interleave) + phase] +=
+              w[0] * b[e][i] + w[1] * b[e + 1][i] + w[2] * b[e + 2][i] + w[3] * b[e + 3][i];
         }
       }
     }
@@ -194,19 +205,20 @@ std::int32_t padded(std::int32_t index, std::int32_t extent, Padding mode) {
 std::vector<std::uint8_t> pack_weights(const HaloGeometry& g, std::span<const std::int8_t> weights) {
   std::vector<std::uint8_t> packed(static_cast<std::size_t>(g.filter_groups() * sm90::packed_group_bytes(g)),
                                    kNanByte);
-  const std::int32_t taps = g.channel_blocks * g.taps_r * g.taps_s;
+  const std::int32_t filter_rows = g.taps / g.channel_blocks / g.columns;
   const std::int32_t elements = g.row_bytes / g.element_bytes;
   std::uint8_t* stage = packed.data();
-  for (std::int32_t group = 0; group < g.filter_groups(); ++group) {
-    for (std::int32_t index = 0; index < taps; ++index, stage += g.stage_bytes) {
-      const sm90::PackedTap tap = sm90::PackedTap::of(g, index);
+  for (std::int32_t number = 0; number < g.filter_groups() * g.phases_h; ++number) {
+    const sm90::Share share = sm90::Share::of(g, number);
+    for (std::int32_t index = 0; index < share.taps(g); ++index, stage += g.stage_bytes) {
+      const sm90::PackedTap tap = sm90::PackedTap::of(g, share.row_phase, index);
       for (std::int32_t row = 0; row < kGroupFilters; ++row) {
         for (std::int32_t e = 0; e < elements; ++e) {
-          const std::int32_t k = group * kGroupFilters + row;
+          const std::int32_t k = share.group * kGroupFilters + row;
           const std::int32_t c = tap.channel_block * elements + e;
           const bool exists = k < g.filters && c < g.channels;
           const std::int64_t from =
-              ((std::int64_t{k} * g.channels + c) * g.taps_r + tap.r) * g.taps_s + tap.s;
+              ((std::int64_t{k} * g.channels + c) * filter_rows + tap.r) * g.columns + tap.s;
           const float value = exists ? weights[static_cast<std::size_t>(from)] : 0.0f;
           const auto to = static_cast<std::uint32_t>(row * g.row_bytes + e * g.element_bytes);
           store_element(g.element_bytes, value, stage + sm90::swizzled(to, g.row_bytes));

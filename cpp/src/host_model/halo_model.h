@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "sm90/fprop.h"
+#include "sm90/halo_conv.h"
 
 namespace epiconv::host_model {
 

@@ -41,14 +41,15 @@ OutputTiles::OutputTiles(const HaloRun& run, SharedMemory& shared)
 }
 
 void OutputTiles::store(const Tile& tile, std::int32_t sharer, const Accumulators& accumulators) {
-  const std::int32_t group = (tile.filter_tile * g_.sharers + sharer) * kGroupFilters;
+  const sm90::Share share = sm90::Share::of(g_, tile.filter_tile * g_.sharers + sharer);
+  const std::int32_t group = share.group * kGroupFilters;
   const std::int32_t image = tile.image(g_);
   if (kind_ == StoreKind::kBoxes) {
-    store_boxes(tile, image, sharer, group, accumulators);
+    store_boxes(tile, image, sharer, share, accumulators);
     return;
   }
-  const std::int32_t first_row = g_.stacked ? 0 : tile.first_row;
-  const std::uint32_t offsets = fill_offsets(tile, image, first_row, sharer);
+  const std::int32_t first_row = (g_.stacked ? 0 : tile.first_row) * g_.phases_h + share.row_phase;
+  const std::uint32_t offsets = fill_offsets(tile, image, share.row_phase, first_row, sharer);
   const std::uint32_t pairs = kind_ == StoreKind::kSectors ? fill_pairs(tile, sharer) : 0;
   for (std::int32_t warp = 0; warp < kWarps; ++warp) {
     const std::int32_t filter = group + warp * kWarpFilters, left = g_.filters - filter;
@@ -58,6 +59,8 @@ void OutputTiles::store(const Tile& tile, std::int32_t sharer, const Accumulator
     const std::int64_t to = image * strides[0] + filter * strides[1] + first_row * strides[2];
     if (kind_ == StoreKind::kSectors && left >= kWarpFilters) {
       store_sectors(staging, pairs, to + std::min(tile.offset, g_.out_width), warp, accumulators);
+    } else if (kind_ == StoreKind::kQuadsOfPixels && left >= kWarpFilters) {
+      store_quads(offsets, to, warp, accumulators);
     } else {
       store_pieces(left < kWarpFilters ? StoreKind::kPixels : kind_, staging, offsets, to, left, warp,
                    accumulators);
@@ -74,17 +77,31 @@ void OutputTiles::finish() {
 
 // ---- What both ways to store do.
 
+template <typename Visitor>
+auto OutputTiles::visit_phases(Visitor&& visitor) const {
+  if (g_.interleave == 0) return visitor.template operator()<1>();
+  if (g_.interleave == 1) return visitor.template operator()<2>();
+  return visitor.template operator()<4>();
+}
+std::int32_t OutputTiles::piece_position(std::int32_t lane, std::int32_t i) const {
+  return visit_phases([&]<int kPhases>() { return sm90::piece_position<kPhases>(lane % 4, i); });
+}
+std::int32_t OutputTiles::matrix_position(std::int32_t lane) const {
+  return visit_phases([&]<int kPhases>() { return sm90::matrix_position<kPhases>(lane); });
+}
+
 // In the order of a chunk's words: word h of a lane's values is that of filter lane / 4 + 8 * h.
 void OutputTiles::take_piece(const Accumulators& accumulators, std::int32_t warp, std::int32_t piece,
-                             PieceValues& values) {
-  for (std::int32_t lane = 0; lane < 32; ++lane) {
-    for (std::int32_t i = 0; i < kPieceAccumulators; ++i) {
-      const std::int32_t from = piece * kPieceAccumulators + i;
-      const std::int32_t row = warp * kWarpFilters + sm90::accumulator_filter(lane, from);
-      values[lane][i / 2 % 2 * kWord + i / 4 * 2 + i % 2] =
-          accumulators[row][sm90::accumulator_position(lane, from)];
+                             PieceValues& values) const {
+  visit_phases([&]<int kPhases>() {
+    for (std::int32_t lane = 0; lane < 32; ++lane) {
+      for (std::int32_t i = 0; i < kPieceAccumulators; ++i) {
+        const std::int32_t from = sm90::piece_accumulator<kPhases>(piece, i / kWord, i % kWord);
+        const std::int32_t row = warp * kWarpFilters + sm90::accumulator_filter(lane, from);
+        values[lane][i] = accumulators[row][sm90::accumulator_position<kPhases>(lane, from)];
+      }
     }
-  }
+  });
 }
 
 std::uint32_t OutputTiles::group_staging(std::int32_t sharer) const {
@@ -117,16 +134,16 @@ void OutputTiles::store_matrices(const Addresses& rows, const Matrices& matrices
 
 // ---- In boxes.
 
-void OutputTiles::store_boxes(const Tile& tile, std::int32_t image, std::int32_t sharer, std::int32_t group,
-                              const Accumulators& accumulators) {
+void OutputTiles::store_boxes(const Tile& tile, std::int32_t image, std::int32_t sharer,
+                              const sm90::Share& share, const Accumulators& accumulators) {
   const std::int32_t size = run_.output_bytes, box_pieces = sm90::box_pieces(size);
   require(sm90::kBoxes * sm90::kBoxBytes <= kWarps * g_.warp_staging_bytes,
           "boxes run out of staging memory");
   std::deque<Box>& boxes = boxes_[static_cast<std::size_t>(sharer)];
   for (std::int32_t number = 0; number < sm90::kPieces / box_pieces; ++number) {
     const auto place = static_cast<std::uint32_t>(number % sm90::kBoxes * sm90::kBoxBytes);
-    const Box box{group_staging(sharer) + place, group,
-                  BoxTarget::of(g_, tile, image, number * sm90::box_pixels(size))};
+    const Box box{group_staging(sharer) + place, share.group * kGroupFilters,
+                  BoxTarget::of(g_, tile, share.row_phase, image, number * sm90::box_pixels(size))};
     require(box.target.q >= 0, "a box begins at column ", box.target.q);  // an illegal instruction
     shared_.clear(box.address, sm90::kBoxBytes);
     for (std::int32_t part = 0; part < box_pieces; ++part) {
@@ -156,21 +173,17 @@ void OutputTiles::stage_box(std::uint32_t box, std::int32_t warp, const PieceVal
           const float* const pair = &values[lane][h * kWord + 2 * j];
           matrices[lane][j] = packed_pair(pair[0], pair[1]);
         }
-        rows[lane] = (box + sm90::box_offset(size, lane, warp_filter)) ^ (16 * h);
+        rows[lane] = (box + sm90::box_offset(size, matrix_position(lane), warp_filter)) ^ (16 * h);
       }
       store_matrices(rows, matrices, true);
     }
     return;
   }
   for (std::int32_t lane = 0; lane < 32; ++lane) {
-    for (std::int32_t e = 0; e < 2; ++e) {
-      const std::uint32_t row = box + sm90::box_offset(size, 2 * (lane % 4) + e, warp_filter + lane / 4);
-      for (std::uint32_t h = 0; h < 2; ++h) {
-        for (std::uint32_t j = 0; j < kPiecePixels / 8; ++j) {
-          const float value = values[lane][h * kWord + 2 * j + static_cast<std::uint32_t>(e)];
-          std::memcpy(staged((row ^ (32 * h)) + j * 8 * kLineBytes, 4), &value, 4);
-        }
-      }
+    for (std::int32_t i = 0; i < kPieceAccumulators; ++i) {
+      const std::int32_t filter = warp_filter + lane / 4 + i / kWord * 8;
+      const std::uint32_t to = box + sm90::box_offset(size, piece_position(lane, i % kWord), filter);
+      std::memcpy(staged(to, 4), &values[lane][i], 4);
     }
   }
 }
@@ -204,12 +217,12 @@ void OutputTiles::copy_line(const Box& box, std::int32_t first) {
 // ---- In pieces, each warp on its own.
 
 // Returns the address of the table.
-std::uint32_t OutputTiles::fill_offsets(const Tile& tile, std::int32_t image, std::int32_t first_row,
-                                        std::int32_t sharer) {
+std::uint32_t OutputTiles::fill_offsets(const Tile& tile, std::int32_t image, std::int32_t row_phase,
+                                        std::int32_t first_row, std::int32_t sharer) {
   const auto offsets = static_cast<std::uint32_t>(g_.tile_memory_offset + sharer * sm90::kTileMemoryBytes);
   const auto& strides = layout_.strides;
   for (std::int32_t at = 0; at < kTilePixels; ++at) {
-    const Pixel pixel = Pixel::of(g_, tile, at);
+    const Pixel pixel = Pixel::of(g_, tile, row_phase, at);
     const std::int64_t wide = pixel.valid ? (pixel.n - image) * strides[0] +
                                                 (pixel.p - first_row) * strides[2] + pixel.q * strides[3]
                                           : -1;
@@ -232,6 +245,27 @@ void OutputTiles::store_pieces(StoreKind kind, std::uint32_t staging, std::uint3
       stage_piece(kind == StoreKind::kFilters, staging, part, values);
     }
     store_staged(kind, staging, offsets + static_cast<std::uint32_t>(first * kPiecePixels * 4), to, filters);
+  }
+}
+
+// Four pixels of a lane at a time, past staging memory.
+void OutputTiles::store_quads(std::uint32_t offsets, std::int64_t to, std::int32_t warp,
+                              const Accumulators& accumulators) {
+  for (std::int32_t piece = 0; piece < sm90::kPieces; ++piece) {
+    PieceValues values;
+    take_piece(accumulators, warp, piece, values);
+    for (std::int32_t lane = 0; lane < 32; ++lane) {
+      for (std::int32_t i = 0; i < kPieceAccumulators; i += 4) {
+        const std::int32_t position = piece * kPiecePixels + piece_position(lane, i % kWord);
+        std::int32_t offset;
+        std::memcpy(&offset, shared_.at(offsets + static_cast<std::uint32_t>(position * 4), 4), 4);
+        if (offset < 0) continue;
+        require(piece_position(lane, i % kWord + 3) == piece_position(lane, i % kWord) + 3,
+                "four values of a lane do not lie side by side");
+        output_.write(to + offset + (lane / 4 + i / kWord * 8) * layout_.strides[1], 4, 4,
+                      reinterpret_cast<const std::uint8_t*>(&values[lane][i]));
+      }
+    }
   }
 }
 
@@ -332,48 +366,74 @@ void OutputTiles::store_ring(std::uint32_t staging, std::int64_t to, std::int32_
 
 std::uint32_t OutputTiles::staging_offset(bool is_filters, std::int32_t filter, std::int32_t pixel) const {
   const std::int32_t size = run_.output_bytes;
-  return static_cast<std::uint32_t>(is_filters ? sm90::filters_offset(size, filter, pixel)
-                                               : sm90::pixels_offset(size, filter, pixel));
+  return static_cast<std::uint32_t>(visit_phases([&]<int kPhases>() {
+    return is_filters ? sm90::filters_offset(size, filter, pixel)
+                      : sm90::pixels_offset<kPhases>(size, filter, pixel);
+  }));
 }
 
 // `part` of a run.
 void OutputTiles::stage_piece(bool is_filters, std::uint32_t staging, std::int32_t part,
                               const PieceValues& values) {
-  const std::int32_t first = part * kPiecePixels;
-  if (run_.output_bytes == 2) {
-    for (std::uint32_t h = 0; h < 2; ++h) {
-      Addresses rows;
-      Matrices matrices;
-      for (std::int32_t lane = 0; lane < 32; ++lane) {
-        const std::int32_t matrix = lane / 8, row = lane % 8;
-        for (std::uint32_t j = 0; j < 4; ++j) {
-          const float* const pair = &values[lane][h * kWord + 2 * j];
-          matrices[lane][j] = packed_pair(pair[0], pair[1]);
-        }
-        rows[lane] = staging + (is_filters ? staging_offset(true, static_cast<std::int32_t>(8 * h), lane)
-                                           : staging_offset(false, row, first + 8 * matrix) +
-                                                 h * 8 * sm90::kRunPixels * 2);
-      }
-      store_matrices(rows, matrices, is_filters);
+  const bool in_matrices = run_.output_bytes == 2 && (is_filters || g_.interleave == 0);
+  for (std::int32_t h = 0; h < 2; ++h) {
+    if (in_matrices) {
+      stage_matrices(is_filters, staging, part, h, values);
+    } else if (is_filters) {
+      stage_filters(staging, h, values);
+    } else {
+      stage_pixels(staging, part, h, values);
     }
-    return;
   }
+}
+
+// Of 16 bits.
+void OutputTiles::stage_matrices(bool is_filters, std::uint32_t staging, std::int32_t part, std::int32_t half,
+                                 const PieceValues& values) {
+  Addresses rows;
+  Matrices matrices;
   for (std::int32_t lane = 0; lane < 32; ++lane) {
-    const std::uint32_t row = staging + staging_offset(false, lane / 4, first + 2 * (lane % 4));
-    for (std::uint32_t i = 0; i < kPieceAccumulators; i += 2) {
-      const std::uint32_t h = i / 2 % 2, j = i / 4;
-      const float* const pair = &values[lane][h * kWord + 2 * j];
-      if (is_filters) {
-        for (std::uint32_t e = 0; e < 2; ++e) {
-          const auto at = static_cast<std::int32_t>(i + e);
-          std::memcpy(staged(staging + staging_offset(true, sm90::accumulator_filter(lane, at),
-                                                      sm90::accumulator_position(lane, at)),
-                             4),
-                      &pair[e], 4);
-        }
-      } else {
-        std::memcpy(staged((row ^ (32 * j)) + h * 8 * sm90::kRunPixels * 4, 8), pair, 8);
+    for (std::int32_t j = 0; j < 4; ++j) {
+      const float* const pair = &values[lane][half * kWord + 2 * j];
+      matrices[lane][j] = packed_pair(pair[0], pair[1]);
+    }
+    rows[lane] =
+        staging + (is_filters ? staging_offset(true, 8 * half, matrix_position(lane))
+                              : staging_offset(false, lane % 8, part * kPiecePixels + 8 * (lane / 8)) +
+                                    static_cast<std::uint32_t>(half * 8 * sm90::kRunPixels * 2));
+  }
+  store_matrices(rows, matrices, is_filters);
+}
+
+// Of 32 bits.
+void OutputTiles::stage_filters(std::uint32_t staging, std::int32_t half, const PieceValues& values) {
+  for (std::int32_t lane = 0; lane < 32; ++lane) {
+    for (std::int32_t i = 0; i < kWord; ++i) {
+      const std::uint32_t to = staging + staging_offset(true, lane / 4 + 8 * half, piece_position(lane, i));
+      std::memcpy(staged(to, 4), &values[lane][half * kWord + i], 4);
+    }
+  }
+}
+
+// What lies side by side, 16 bytes at most at a time.
+void OutputTiles::stage_pixels(std::uint32_t staging, std::int32_t part, std::int32_t half,
+                               const PieceValues& values) {
+  const std::int32_t size = run_.output_bytes, together = 2 << g_.interleave, bytes = together * size;
+  const std::int32_t at_once = std::min(bytes, 16);
+  for (std::int32_t lane = 0; lane < 32; ++lane) {
+    const std::uint32_t row =
+        staging + staging_offset(false, lane / 4, part * kPiecePixels + piece_position(lane, 0));
+    for (std::int32_t at = 0; at < kWord * size; at += at_once) {
+      std::uint8_t word[16];
+      for (std::int32_t b = 0; b < at_once; b += size) {
+        const float value = values[lane][half * kWord + (at + b) / size];
+        const std::uint16_t narrow = bfloat16_of(value);
+        std::memcpy(word + b, size == 2 ? static_cast<const void*>(&narrow) : &value,
+                    static_cast<std::size_t>(size));
       }
+      const auto moved = static_cast<std::uint32_t>(at / bytes * 4 * bytes + at % bytes);
+      const std::uint32_t to = (row ^ moved) + static_cast<std::uint32_t>(half * 8 * sm90::kRunPixels * size);
+      std::memcpy(staged(to, at_once), word, static_cast<std::size_t>(at_once));
     }
   }
 }

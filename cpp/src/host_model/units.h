@@ -13,10 +13,15 @@ inline Unit unit_number(const HaloGeometry& g, int u) {
   return unit;
 }
 
-// Taps of a filter group before a unit.
-inline std::int32_t taps_before(const HaloGeometry& g, const Unit& unit) {
-  return unit.channel_block * g.taps_r * g.taps_s + unit.group_r * g.group_r * g.taps_s +
-         unit.group_s * g.group_s * unit.rows(g);
+// Taps of a share before a unit.
+inline std::int32_t taps_before(const HaloGeometry& g, const Unit& unit, std::int32_t row_phase) {
+  std::int32_t taps = 0;
+  for (Unit before = Unit::first(); before.channel_block != unit.channel_block ||
+                                    before.group_r != unit.group_r || before.group_s != unit.group_s;
+       before.advance(g)) {
+    taps += before.taps(g, row_phase);
+  }
+  return taps;
 }
 
 }  // namespace epiconv::sm90

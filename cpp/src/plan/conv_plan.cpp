@@ -7,7 +7,7 @@
 
 #include "epiconv/error.h"
 #include "plan/operand_strides.h"
-#include "sm90/fprop.h"
+#include "sm90/halo_conv.h"
 
 namespace epiconv {
 namespace {
@@ -30,11 +30,22 @@ bool all_are(const Extents& values, std::int64_t wanted) {
 // What no kernel computes.
 std::string why_not_this_convolution(const ConvPlanProblem& problem) {
   const ConvProblem& conv = problem.conv;
-  if (conv.spatial_rank() != 2) {
-    return concat("the kernel convolves over two dimensions, and this convolution has ", conv.spatial_rank());
+  if (conv.spatial_rank() > 2) {
+    return concat("the kernel convolves over one or two dimensions, and this convolution has ",
+                  conv.spatial_rank());
   }
-  if (conv.transposed()) return "the kernel computes no transposed convolutions";
-  if (!all_are(conv.stride(), 1)) return "the kernel has stride 1 only";
+  if (conv.transposed()) {
+    const auto most = *std::max_element(conv.stride().begin(), conv.stride().end());
+    if (most > sm90::kMaxPhases) {
+      return concat("the kernel has transposed convolutions up to stride ", sm90::kMaxPhases, ", not ", most);
+    }
+    if (!all_are(conv.dilation(), 1)) return "the kernel has no transposed convolutions with dilation";
+    if (problem.padding_mode != PaddingMode::kZeros) {
+      return "the padding of a transposed convolution crops its output: there is nothing around the input";
+    }
+  } else if (!all_are(conv.stride(), 1)) {
+    return "the kernel has stride 1 only";
+  }
   if (conv.groups() != 1) return concat("the kernel has one group only, and there are ", conv.groups());
   if (!multiplies(problem.math, problem.input_dtype)) {
     return concat("the kernel multiplies no ", dtype_name(problem.input_dtype), " in ",
@@ -42,6 +53,43 @@ std::string why_not_this_convolution(const ConvPlanProblem& problem) {
   }
   if (conv.C() == 0 || conv.gemm_m() == 0) return "there is nothing to compute";
   return "";
+}
+
+// ---- One dimension is two, of which the first has one pixel.
+
+void insert_height(Extents& extents, std::int64_t value) { extents.insert(extents.begin() + 2, value); }
+
+// Strides (N, K, P, Q) or of a weight; nothing moves along a height of 1, and no word is as long as an image.
+Extents planar_strides(Extents strides) {
+  if (strides.size() == 3) insert_height(strides, strides[0]);
+  return strides;
+}
+
+ConvProblem planar_conv(const ConvProblem& conv) {
+  if (conv.spatial_rank() != 1) return conv;
+  ConvArguments planar;
+  planar.input = conv.input();
+  planar.weight = conv.weight();
+  insert_height(planar.input, 1);
+  insert_height(planar.weight, 1);
+  if (conv.has_bias()) planar.bias = Extents{conv.K()};
+  planar.stride = {1, conv.stride()[0]};
+  planar.padding_begin = {0, conv.padding_begin()[0]};
+  planar.padding_end = {0, conv.padding_end()[0]};
+  planar.dilation = {1, conv.dilation()[0]};
+  planar.groups = conv.groups();
+  planar.transposed = conv.transposed();
+  planar.output_padding = {0, conv.output_padding()[0]};
+  return ConvProblem(planar);
+}
+
+// Layouts and extents of two dimensions; the operands are the one-dimensional problem's.
+ConvPlanProblem planar_problem(const ConvPlanProblem& problem) {
+  ConvPlanProblem planar = problem;
+  planar.conv = planar_conv(problem.conv);
+  planar.input_strides = planar_strides(problem.input_strides);
+  planar.output_strides = planar_strides(problem.output_strides);
+  return planar;
 }
 
 // Index arithmetic beside the tensor cores is of 32 bits.
@@ -103,7 +151,10 @@ sm90::HaloProblem halo_problem(const ConvPlanProblem& problem, sm90::InputLoad l
           dtype_size(problem.input_dtype),
           load,
           sm90::stores_filters(tensor_layout(problem.output_dtype, problem.output_strides), narrow(conv.K())),
-          dtype_size(problem.output_dtype)};
+          dtype_size(problem.output_dtype),
+          conv.transposed(),
+          conv.transposed() ? narrow(conv.stride()[0]) : 1,
+          conv.transposed() ? narrow(conv.stride()[1]) : 1};
 }
 
 // Whether offsets from the begin of a tile's first image to the end of its last fit 32 bits.
@@ -122,22 +173,34 @@ void check(const ConvPlanProblem& problem) {
           dtype_name(problem.output_dtype));
 }
 
+// The order of taps follows from the phases, and those from the stride and from what it leaves of the
+// padding.
+std::string transposed_format(const ConvProblem& conv) {
+  const auto dimension = [&](int d) {
+    return concat(conv.stride()[d], "+", conv.padding_begin()[d] % conv.stride()[d]);
+  };
+  return concat("/transposed/", dimension(0), "/", dimension(1));
+}
+
 }  // namespace
 
 struct ConvPlan::State {
-  sm90::FpropProblem problem;
-  std::unique_ptr<const sm90::Fprop> fprop;
+  sm90::HaloConvProblem problem;
+  std::unique_ptr<const sm90::HaloConv> conv;
   std::string weight_format;
+  int rank;  // of input and weight
   std::vector<bool> operand_is_number;
 };
 
-std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& problem, std::string& why_not) {
-  check(problem);
+std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& given, std::string& why_not) {
+  check(given);
   why_not = why_no_conv_kernels(9, 0);
-  if (why_not.empty()) why_not = why_not_this_convolution(problem);
+  if (why_not.empty()) why_not = why_not_this_convolution(given);
   if (!why_not.empty()) return std::nullopt;
-  const std::vector<PlacedOperand> operands =
-      place_operands(problem.program, problem.conv.output(), problem.bias, problem.operands);
+  std::vector<PlacedOperand> operands =
+      place_operands(given.program, given.conv.output(), given.bias, given.operands);
+  for (PlacedOperand& operand : operands) operand.strides = planar_strides(operand.strides);
+  const ConvPlanProblem problem = planar_problem(given);
   why_not = why_not_of_32_bits(problem, operands);
   if (computes_in_double(problem.program, problem.input_dtype, problem.output_dtype, problem.operands)) {
     why_not = "the kernel computes its epilogue in float32, and this one is in float64";
@@ -145,6 +208,7 @@ std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& problem, std::stri
   if (!why_not.empty()) return std::nullopt;
 
   auto state = std::make_unique<State>();
+  state->rank = static_cast<int>(given.conv.input().size());
   LoweringOptions options;
   options.has_bias = problem.bias.has_value();
   options.divide_by_reciprocal = true;
@@ -152,35 +216,37 @@ std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& problem, std::stri
     options.operand_is_number.push_back(operand.is_number);
     state->operand_is_number.push_back(operand.is_number);
   }
-  sm90::FpropProblem& fprop = state->problem;
-  fprop.program = lower(problem.program, options);
-  if (fprop.program.has_group_norm) {
+  sm90::HaloConvProblem& conv = state->problem;
+  conv.program = lower(problem.program, options);
+  if (conv.program.has_group_norm) {
     why_not = "the kernel stores each value once, and a GroupNorm needs all of a sample's before";
     return std::nullopt;
   }
-  fprop.load = input_load(problem);
-  sm90::HaloPlan halo = sm90::plan_halo(halo_problem(problem, fprop.load));
-  if (fprop.load == sm90::InputLoad::kRows && !halo.why_not.empty()) {  // no room for raw stages
-    fprop.load = sm90::InputLoad::kGather;
-    halo = sm90::plan_halo(halo_problem(problem, fprop.load));
+  conv.load = input_load(problem);
+  sm90::HaloPlan halo = sm90::plan_halo(halo_problem(problem, conv.load));
+  if (conv.load == sm90::InputLoad::kRows && !halo.why_not.empty()) {  // no room for raw stages
+    conv.load = sm90::InputLoad::kGather;
+    halo = sm90::plan_halo(halo_problem(problem, conv.load));
   }
   why_not = halo.why_not;
   if (!why_not.empty()) return std::nullopt;
-  const sm90::HaloGeometry& g = fprop.geometry = halo.geometry;
+  const sm90::HaloGeometry& g = conv.geometry = halo.geometry;
   if (!offsets_fit(g, problem.output_strides)) {
     why_not = "an image of the output is too large for the kernel's 32-bit index arithmetic";
     return std::nullopt;
   }
-  fprop.math = problem.math;
-  fprop.padding_mode = problem.padding_mode;
-  fprop.input = tensor_layout(problem.input_dtype, problem.input_strides);
-  fprop.output = tensor_layout(problem.output_dtype, problem.output_strides);
+  conv.transposed = problem.conv.transposed();
+  conv.math = problem.math;
+  conv.padding_mode = problem.padding_mode;
+  conv.input = tensor_layout(problem.input_dtype, problem.input_strides);
+  conv.output = tensor_layout(problem.output_dtype, problem.output_strides);
   for (const PlacedOperand& operand : operands) {
-    fprop.operands[operand.place] = tensor_layout(operand.dtype, operand.strides);
-    fprop.is_used[operand.place] = true;
+    conv.operands[operand.place] = tensor_layout(operand.dtype, operand.strides);
+    conv.is_used[operand.place] = true;
   }
   state->weight_format = concat(name_of(problem.math), "/", g.row_bytes, "/", g.group_r, "x", g.group_s);
-  state->fprop = std::make_unique<const sm90::Fprop>(fprop);
+  if (problem.conv.transposed()) state->weight_format += transposed_format(problem.conv);
+  state->conv = std::make_unique<const sm90::HaloConv>(conv);
   return ConvPlan(std::move(state));
 }
 
@@ -189,8 +255,8 @@ ConvPlan::~ConvPlan() = default;
 ConvPlan::ConvPlan(ConvPlan&&) noexcept = default;
 ConvPlan& ConvPlan::operator=(ConvPlan&&) noexcept = default;
 
-const std::string& ConvPlan::kernel() const { return state_->fprop->kernel(); }
-bool ConvPlan::hides_epilogue() const { return state_->fprop->hides_epilogue(); }
+const std::string& ConvPlan::kernel() const { return state_->conv->kernel(); }
+bool ConvPlan::hides_epilogue() const { return state_->conv->hides_epilogue(); }
 const std::string& ConvPlan::weight_format() const { return state_->weight_format; }
 
 std::size_t ConvPlan::packed_bytes() const {
@@ -199,10 +265,13 @@ std::size_t ConvPlan::packed_bytes() const {
 }
 
 void ConvPlan::pack(const WeightSource& weight, void* packed, int device, void* stream) const {
-  require(weight.strides.size() == 4, "a weight of ", weight.strides.size(),
-          " dimensions; the plan's has four, (K, C, R, S)");
+  const std::size_t rank = static_cast<std::size_t>(state_->rank);
+  require(weight.strides.size() == rank, "a weight of ", weight.strides.size(),
+          " dimensions; the plan's has ", rank);
+  Extents strides = planar_strides(weight.strides);
+  if (state_->problem.transposed) std::swap(strides[0], strides[1]);
   sm90::pack_weights(state_->problem.geometry, state_->problem.math, weight.data,
-                     tensor_layout(weight.dtype, weight.strides), packed, device, stream);
+                     tensor_layout(weight.dtype, strides), packed, device, stream);
 }
 
 void ConvPlan::run(const ConvPointers& pointers) const {
@@ -221,7 +290,7 @@ void ConvPlan::run(const ConvPointers& pointers) const {
     addresses.numbers[i] = pointers.numbers[i];
   }
   addresses.operands[kBiasOperand] = pointers.bias;
-  state_->fprop->launch(addresses, pointers.weights, pointers.device, pointers.stream);
+  state_->conv->launch(addresses, pointers.weights, pointers.device, pointers.stream);
 }
 
 std::string why_no_conv_kernels(int major, int minor) {

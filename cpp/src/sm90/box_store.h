@@ -14,16 +14,21 @@
 
 namespace epiconv::sm90 {
 
-template <typename Stored>
+template <typename Stored, int kPhases>
 class BoxStore {
  public:
   __device__ __forceinline__ BoxStore(const ConvParameters& p, const TileTables& tables, std::int32_t group,
                                       const ConsumerWarp& warp, int lane)
-      : p_(p), tables_(tables), group_(group), warp_(warp), lane_(lane) {}
+      : p_(p),
+        tables_(tables),
+        group_(group),
+        warp_(warp),
+        staging_(ptx::shared_address(warp.group_staging())),
+        lane_(lane) {}
 
   __device__ __forceinline__ void put(int piece, bool, const float (&values)[kPieceAccumulators]) const {
     const int number = piece / kBoxPieces, part = piece % kBoxPieces;
-    const std::uint32_t box = ptx::shared_address(warp_.group_staging) + number % kBoxes * kBoxBytes;
+    const std::uint32_t box = staging_ + number % kBoxes * kBoxBytes;
     stage(box + part * kPiecePixels * kLineBytes, values);
     if (part + 1 < kBoxPieces) return;
     ptx::fence_async_shared();
@@ -37,7 +42,6 @@ class BoxStore {
  private:
   static constexpr int kSize = sizeof(Stored);
   static constexpr int kBoxPieces = box_pieces(kSize);
-  static constexpr int kWord = kPieceAccumulators / 2;  // positions of a filter in a piece
 
   // Whether this thread stores that box, of this tile or, below 0, of the one before: the warps take turns.
   __device__ __forceinline__ bool stores(int number) const {
@@ -47,25 +51,28 @@ class BoxStore {
   __device__ __forceinline__ void stage(std::uint32_t box, const float (&values)[kPieceAccumulators]) const {
     const int warp_filter = warp_.index * kWarpFilters;
     if constexpr (kSize == 2) {
-      const std::uint32_t row = box + box_offset(kSize, lane_, warp_filter);
+      const std::uint32_t row = box + box_offset(kSize, matrix_position<kPhases>(lane_), warp_filter);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         std::uint32_t matrices[4];
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          matrices[j] = packed_pair<Stored>(values[h * kWord + 2 * j], values[h * kWord + 2 * j + 1]);
-        }
+        pack_matrices<Stored>(values + h * kPieceWord, matrices);
         ptx::stmatrix_4(row ^ (16 * h), matrices, true);  // the next 8 filters
       }
     } else {
+      // Positions a multiple of 8 apart are swizzled alike.
+      constexpr int kTogether = kPhases == 1 ? 2 : 4;
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const std::uint32_t row = box + box_offset(kSize, 2 * (lane_ % 4) + e, warp_filter + lane_ / 4);
+      for (int e = 0; e < kTogether; ++e) {
+        const std::uint32_t row =
+            box + box_offset(kSize, piece_position<kPhases>(lane_ % 4, e), warp_filter + lane_ / 4);
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
 #pragma unroll
-          for (int j = 0; j < kPiecePixels / 8; ++j) {
-            ptx::store_shared((row ^ (32 * h)) + j * 8 * kLineBytes, values[h * kWord + 2 * j + e]);
+          for (int i = e; i < kPieceWord; i += kTogether) {
+            const int behind = piece_position<kPhases>(0, i) - piece_position<kPhases>(0, e);
+            // Four positions farther the swizzle differs.
+            const std::uint32_t other = behind % 8 == 0 ? 0 : 64;
+            ptx::store_shared((row ^ (32 * h) ^ other) + behind * kLineBytes, values[h * kPieceWord + i]);
           }
         }
       }
@@ -73,7 +80,8 @@ class BoxStore {
   }
 
   __device__ __forceinline__ void store(int number, std::uint32_t box) const {
-    const BoxTarget to = BoxTarget::of(tables_.g, tables_.tile, tables_.image, number * box_pixels(kSize));
+    const BoxTarget to =
+        BoxTarget::of(tables_.g, tables_.tile, tables_.row_phase, tables_.image, number * box_pixels(kSize));
 #pragma unroll
     for (int first = 0; first < kGroupFilters; first += line_filters(kSize)) {
       ptx::tensor_store(&p_.output_map, box + box_offset(kSize, 0, first), group_ + first, to.q, to.p, to.n);
@@ -85,6 +93,7 @@ class BoxStore {
   const TileTables& tables_;
   const std::int32_t group_;
   const ConsumerWarp& warp_;
+  const std::uint32_t staging_;
   const int lane_;
 };
 

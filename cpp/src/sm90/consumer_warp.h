@@ -2,16 +2,25 @@
 #pragma once
 
 #include "device/ptx/fences.h"
+#include "device/ptx/keep_here.h"
 #include "sm90/pipeline.h"
 
 namespace epiconv::sm90 {
 
 struct ConsumerWarp {
+  const HaloGeometry& g;
+  std::uint8_t* memory;  // of the block
   int consumer, index;
-  std::uint8_t* group_staging;  // of the warpgroup
-  int staging_bytes;            // of a warp
 
-  __device__ __forceinline__ std::uint8_t* staging() const { return group_staging + index * staging_bytes; }
+  // Worked out where it is used: the compiler would keep it in registers throughout.
+  __device__ __forceinline__ std::uint8_t* group_staging() const {
+    int first = consumer;
+    ptx::keep_here(first);
+    return memory + g.staging_offset + first * kWarpsPerGroup * g.warp_staging_bytes;
+  }
+  __device__ __forceinline__ std::uint8_t* staging() const {
+    return group_staging() + index * g.warp_staging_bytes;
+  }
 
   __device__ __forceinline__ void sync_group() const {
     if (consumer == 0) {

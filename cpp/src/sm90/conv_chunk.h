@@ -11,9 +11,10 @@ namespace epiconv {
 namespace sm90 {
 
 // kTheWord positions of each filter: 8 are all that a piece has. `kTheOnlyOfFilters`: all operands have one
-// element for each filter.
-template <int kTheWord, bool kTheOnlyOfFilters>
+// element for each filter. kThePhases: of columns, 1 only where there are no phases of rows either.
+template <int kTheWord, bool kTheOnlyOfFilters, int kThePhases = 1>
 struct ConvShape {
+  static constexpr int kPhases = kThePhases;
   static constexpr bool kOnlyOfFilters = kTheOnlyOfFilters;
   using T = float;
   using Index = std::int32_t;
@@ -28,6 +29,7 @@ struct TileTables {
   const HaloGeometry& g;
   const Tile& tile;
   std::int32_t image;  // n of the first position
+  std::int32_t row_phase;
   // Where the positions lie in the output, from `begin` on, in elements; -1 for what is dropped.
   const std::int32_t* offsets;
   // Of the operands that have one element for each filter: [place][kGroupFilters].
@@ -35,7 +37,9 @@ struct TileTables {
   const PairTable* pairs;  // of StoreKind::kSectors
 
   // The output row that offsets count from.
-  __device__ __forceinline__ std::int32_t first_row() const { return g.stacked ? 0 : tile.first_row; }
+  __device__ __forceinline__ std::int32_t first_row() const {
+    return (g.stacked ? 0 : tile.first_row) * g.phases_h + row_phase;
+  }
   // Of filter 0 in the tensor, which is laid out like the output.
   __device__ __forceinline__ std::int64_t begin(const PixelTensor& tensor) const {
     return static_cast<std::int64_t>(image) * tensor.strides[0] +
@@ -45,15 +49,15 @@ struct TileTables {
 
 // Tiles with the same pattern have the same offsets; -1 is a pattern of its own each time.
 __device__ __forceinline__ std::int32_t offset_pattern(const HaloGeometry& g, const Tile& tile) {
-  const bool is_whole = !g.stacked && tile.first_row + g.run_rows <= g.out_height;
+  const bool is_whole = !g.stacked && (tile.first_row + g.run_rows) * g.phases_h <= g.out_height;
   return is_whole ? tile.strip * kTilePixels + tile.offset : -1;
 }
 
 }  // namespace sm90
 
-// Word h holds filter + 8 * h at the positions accumulator_position(lane, 4 * j + e), value 2 * j + e.
-template <int kTheWord, bool kOnlyOfFilters>
-struct Chunk<sm90::ConvShape<kTheWord, kOnlyOfFilters>> {
+// Word h holds filter + 8 * h at the positions piece_position(quad, i) from a place in a piece on.
+template <int kTheWord, bool kOnlyOfFilters, int kPhases>
+struct Chunk<sm90::ConvShape<kTheWord, kOnlyOfFilters, kPhases>> {
   static constexpr int kWord = kTheWord;
   static constexpr int kWords = 2;
   using Tensor = sm90::PixelTensor;
@@ -106,7 +110,7 @@ struct Chunk<sm90::ConvShape<kTheWord, kOnlyOfFilters>> {
       });
     } else {
       load_positions(tensor, first, values, [&](int at) {
-        const sm90::Pixel pixel = sm90::Pixel::of(tables.g, tables.tile, at);
+        const sm90::Pixel pixel = sm90::Pixel::of(tables.g, tables.tile, tables.row_phase, at);
         if (!pixel.valid) return std::int64_t{0};
         return product(pixel.n, tensor.strides[0]) + product(pixel.p, tensor.strides[2]) +
                product(pixel.q, tensor.strides[3]);
@@ -121,7 +125,7 @@ struct Chunk<sm90::ConvShape<kTheWord, kOnlyOfFilters>> {
                                                  Values& values, Offset&& offset) const {
     std::int64_t offsets[kWord];
 #pragma unroll
-    for (int i = 0; i < kWord; ++i) offsets[i] = offset(position + 8 * (i / 2) + i % 2);
+    for (int i = 0; i < kWord; ++i) offsets[i] = offset(position + sm90::piece_position<kPhases>(0, i));
     const auto load_all = [&](const auto& load_one) {
 #pragma unroll
       for (int h = 0; h < kWords; ++h) {

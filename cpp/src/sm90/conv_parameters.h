@@ -51,6 +51,7 @@ struct ConvParameters {
   CUtensorMap output_map;  // of StoreKind::kBoxes
   GatheredInput input;     // of a load by gathering
   const void* weights;     // packed
+  ConvMath math;
   InputLoad load;
   HaloGeometry geometry;
   EpilogueParameters epilogue;

@@ -1,6 +1,6 @@
 // The sm_90a convolution in a build without CUDA: never reached, since there is no plan for it.
 #include "epiconv/error.h"
-#include "sm90/fprop.h"
+#include "sm90/halo_conv.h"
 
 namespace epiconv::sm90 {
 namespace {
@@ -9,12 +9,12 @@ namespace {
 
 }  // namespace
 
-struct Fprop::State {};
-Fprop::Fprop(const FpropProblem&) { refuse(); }
-Fprop::~Fprop() = default;
-const std::string& Fprop::kernel() const { refuse(); }
-bool Fprop::hides_epilogue() const { refuse(); }
-void Fprop::launch(const PassPointers&, const void*, int, void*) const { refuse(); }
+struct HaloConv::State {};
+HaloConv::HaloConv(const HaloConvProblem&) { refuse(); }
+HaloConv::~HaloConv() = default;
+const std::string& HaloConv::kernel() const { refuse(); }
+bool HaloConv::hides_epilogue() const { refuse(); }
+void HaloConv::launch(const PassPointers&, const void*, int, void*) const { refuse(); }
 void pack_weights(const HaloGeometry&, ConvMath, const void*, const TensorLayout&, void*, int, void*) {
   refuse();
 }

@@ -13,8 +13,7 @@ constexpr std::int64_t kMaxInt = std::numeric_limits<std::int32_t>::max();
 constexpr int kMinStages = 4;  // of weights, so that their loads run ahead of the wgmma
 constexpr int kGoodStages = 6;
 constexpr int kMaxBoxRows = 512;
-constexpr int kClocksPerStep = 128;  // of one m64n256 wgmma
-constexpr int kMinRawStages = 2;     // of a warp, one of which is loaded while the other is turned
+constexpr int kMinRawStages = 2;  // of a warp, one of which is loaded while the other is turned
 // Of a raw stage, about: enough to keep a few tens of KB on their way, whatever the hand-overs take.
 constexpr int kGoodRawBytes = 4608;
 
@@ -24,7 +23,9 @@ std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * 
 // What the planner chooses.
 struct Choice {
   int group_r, group_s, strips;
-  bool stacked;  // images in one raster
+  bool stacked;     // images in one raster
+  bool wide_pitch;  // such that rows of one tile can be kept for the next
+  bool whole_rows;  // tiles begin where rows of the raster do
 };
 
 void set_channels(const HaloProblem& problem, HaloGeometry& g) {
@@ -38,53 +39,128 @@ void set_channels(const HaloProblem& problem, HaloGeometry& g) {
       static_cast<int>(ceil_div(bytes - std::int64_t{g.channel_blocks - 1} * g.row_bytes, kStepBytes));
 }
 
+// The taps of one dimension. Output stride * a + phase is where input i meets the filter's tap
+//   r = stride * a + phase + pad - stride * i,
+// so that r % stride is (phase + pad) % stride, and input a + (phase + pad) / stride - t meets tap number t
+// of those. Places are counted from the first input that any phase meets.
+struct TapsOfDimension {
+  PhaseTaps phases[kMaxPhases] = {};
+  int places = 0;
+  int pad = 0;  // the input of place 0 is a - pad
+};
+TapsOfDimension taps_of_dimension(bool transposed, int stride, int pad, int taps) {
+  TapsOfDimension result;
+  if (!transposed) {
+    result.phases[0] = {0, taps, 0, 1};
+    result.places = taps;
+    result.pad = pad;
+    return result;
+  }
+  int least = std::numeric_limits<int>::max();
+  for (int phase = 0; phase < stride; ++phase) {
+    const int residue = (phase + pad) % stride, newest = (phase + pad) / stride;
+    const int count = residue < taps ? (taps - 1 - residue) / stride + 1 : 0;
+    result.phases[phase] = {newest - (count - 1), count, residue + (count - 1) * stride, -stride};
+    if (count > 0) least = std::min(least, result.phases[phase].first);
+  }
+  for (int phase = 0; phase < stride; ++phase) {
+    PhaseTaps& of = result.phases[phase];
+    of.first = of.count > 0 ? of.first - least : 0;
+    result.places = std::max(result.places, of.first + of.count);
+  }
+  result.pad = -least;
+  return result;
+}
+
+void set_taps(const HaloProblem& problem, HaloGeometry& g) {
+  const TapsOfDimension rows =
+      taps_of_dimension(problem.transposed, problem.stride_h, problem.pad_top, problem.taps_r);
+  const TapsOfDimension columns =
+      taps_of_dimension(problem.transposed, problem.stride_w, problem.pad_left, problem.taps_s);
+  std::copy(std::begin(rows.phases), std::end(rows.phases), g.row_taps);
+  std::copy(std::begin(columns.phases), std::end(columns.phases), g.column_taps);
+  g.taps_r = rows.places;
+  g.taps_s = columns.places;
+  g.pad_top = rows.pad;
+  g.pad_left = columns.pad;
+  g.columns = problem.taps_s;
+  g.phases_h = problem.stride_h;
+  g.phases_w = problem.stride_w;
+  g.row_phases = Divisor(static_cast<std::uint32_t>(problem.stride_h));
+  // Row phases take the kernel of two column phases, where there may be one.
+  const bool has_phases = problem.stride_h > 1 || problem.stride_w > 1;
+  g.interleave = !has_phases ? 0 : problem.stride_w <= 2 ? 1 : 2;
+  g.run = kTilePixels >> g.interleave;
+  g.raster_height = static_cast<int>(ceil_div(problem.out_height, problem.stride_h));
+  g.raster_width = static_cast<int>(ceil_div(problem.out_width, problem.stride_w));
+}
+
 void set_filters(const HaloProblem& problem, HaloGeometry& g) {
-  const int groups = static_cast<int>(ceil_div(problem.filters, kGroupFilters));
-  g.sharers = groups % 2 == 0 ? 2 : 1;
-  g.filter_tiles = Divisor(static_cast<std::uint32_t>(groups / g.sharers));
+  const int shares = static_cast<int>(ceil_div(problem.filters, kGroupFilters)) * g.phases_h;
+  g.sharers = shares % 2 == 0 ? 2 : 1;
+  g.filter_tiles = Divisor(static_cast<std::uint32_t>(shares / g.sharers));
+}
+
+// Numbers of the raster that a row of a box spans.
+std::int64_t row_pitch(const Choice& choice, std::int64_t width, const HaloGeometry& g) {
+  // Rows of a slot begin at multiples of 128 bytes, where TMA may write; those that are kept move by
+  // multiples of the swizzle.
+  return round_up(width, (choice.wide_pitch ? kSwizzleAtom : 128) / g.row_bytes);
+}
+
+// Rows of the raster that a tile has whole, its dropped columns aside; 0 where it has none.
+int whole_rows(std::int64_t pitch, const HaloGeometry& g) {
+  return g.run < g.strip_width ? 0 : static_cast<int>((g.run - g.strip_width) / pitch + 1);
 }
 
 // False where no such raster can be.
 bool set_raster(const HaloProblem& problem, const Choice& choice, HaloGeometry& g) {
   g.group_r = choice.group_r;
   g.group_s = choice.group_s;
-  g.groups_r = static_cast<int>(ceil_div(problem.taps_r, choice.group_r));
-  g.groups_s = static_cast<int>(ceil_div(problem.taps_s, choice.group_s));
-  const std::int64_t taps = std::int64_t{g.channel_blocks} * g.taps_r * g.taps_s;
+  g.groups_r = static_cast<int>(ceil_div(g.taps_r, choice.group_r));
+  g.groups_s = static_cast<int>(ceil_div(g.taps_s, choice.group_s));
+  const std::int64_t taps = std::int64_t{g.channel_blocks} * problem.taps_r * problem.taps_s;
   if (taps > kMaxInt) return false;
   g.taps = static_cast<int>(taps);
+  for (int phase = 0, before = 0; phase < g.phases_h; ++phase) {
+    g.taps_before[phase] = before;
+    g.phase_taps[phase] = g.channel_blocks * g.row_taps[phase].count * g.columns;
+    before += g.phase_taps[phase];
+  }
   g.units = g.channel_blocks * g.groups_r * g.groups_s;
   g.strips = Divisor(static_cast<std::uint32_t>(choice.strips));
-  g.strip_width = static_cast<int>(ceil_div(problem.out_width, choice.strips));
+  g.strip_width = static_cast<int>(ceil_div(g.raster_width, choice.strips));
   const std::int64_t halo_w = std::int64_t{choice.group_s - 1} * problem.dilation_w;
   const std::int64_t halo_h = std::int64_t{choice.group_r - 1} * problem.dilation_h;
-  // Rows of a slot begin at multiples of 128 bytes, where TMA may write.
-  const std::int64_t pitch = round_up(g.strip_width + halo_w, 128 / g.row_bytes);
+  const std::int64_t pitch = row_pitch(choice, g.strip_width + halo_w, g);
   if (pitch > kMaxPitch || halo_h >= kMaxBoxRows) return false;
   g.pitch = Divisor(static_cast<std::uint32_t>(pitch));
   g.half_pitch = Divisor(static_cast<std::uint32_t>((pitch + 1) / 2));
   g.pair_pitch = Divisor(static_cast<std::uint32_t>(pitch / 2 + 1));
-  const std::int64_t image_rows = problem.out_height + halo_h;
+  const std::int64_t image_rows = g.raster_height + halo_h;
   const std::int64_t last_image = choice.stacked ? (problem.batch - 1) * image_rows : 0;
-  const std::int64_t positions = (last_image + problem.out_height - 1) * pitch + g.strip_width;
+  const std::int64_t all_rows = last_image + g.raster_height;
+  const std::int64_t positions = (all_rows - 1) * pitch + g.strip_width;
   if (positions + kTilePixels + kMaxBoxRows * pitch > kMaxInt) return false;
-  const std::int64_t rows =
-      positions / pitch + kMaxBoxRows + std::int64_t{problem.taps_r - 1} * problem.dilation_h;
+  const std::int64_t rows = positions / pitch + kMaxBoxRows + std::int64_t{g.taps_r - 1} * problem.dilation_h;
   if (rows > kMaxInt) return false;
   g.images_per_raster = choice.stacked ? problem.batch : 1;
   g.rasters = choice.stacked ? 1 : problem.batch;
   g.stacked = choice.stacked;
-  g.step_rows = static_cast<int>(kTilePixels / pitch);
-  g.step_offset = static_cast<int>(kTilePixels % pitch);
+  const int whole = choice.whole_rows ? whole_rows(pitch, g) : 0;
+  if (choice.whole_rows && whole == 0) return false;
+  g.step = choice.whole_rows ? static_cast<int>(whole * pitch) : g.run;
+  g.step_rows = static_cast<int>(g.step / pitch);
+  g.step_offset = static_cast<int>(g.step % pitch);
   g.image_rows = Divisor(static_cast<std::uint32_t>(choice.stacked ? image_rows : kMaxInt));
-  const std::int64_t runs = ceil_div(positions, kTilePixels);
-  g.last_row = static_cast<int>((runs - 1) * kTilePixels / pitch);
-  g.last_offset = static_cast<int>((runs - 1) * kTilePixels % pitch);
+  const std::int64_t runs = choice.whole_rows ? ceil_div(all_rows, whole) : ceil_div(positions, g.step);
+  g.last_row = static_cast<int>((runs - 1) * g.step / pitch);
+  g.last_offset = static_cast<int>((runs - 1) * g.step % pitch);
   g.runs = Divisor(static_cast<std::uint32_t>(runs));
   // Runs begin at multiples of this in a virtual row.
-  const std::int64_t grain = std::gcd(pitch, std::int64_t{kTilePixels});
+  const std::int64_t grain = std::gcd(pitch, std::int64_t{g.step});
   const std::int64_t most_offset = runs == 1 ? 0 : pitch - grain;
-  g.run_rows = static_cast<int>((most_offset + kTilePixels - 1) / pitch + 1);
+  g.run_rows = choice.whole_rows ? whole : static_cast<int>((most_offset + g.run - 1) / pitch + 1);
   g.box_rows = static_cast<int>(g.run_rows + halo_h);
   const double tiles = 1.0 * g.filter_tiles.divisor * runs * choice.strips * g.rasters;
   if (tiles > kMaxInt || g.box_rows > kMaxBoxRows) return false;
@@ -94,7 +170,7 @@ bool set_raster(const HaloProblem& problem, const Choice& choice, HaloGeometry& 
 
 // Whether all boxes begin at columns that are multiples of `line`.
 bool begins_at_multiples(const HaloProblem& problem, const HaloGeometry& g, int line) {
-  return problem.pad_left % line == 0 && (g.strips.divisor == 1 || g.strip_width % line == 0) &&
+  return g.pad_left % line == 0 && (g.strips.divisor == 1 || g.strip_width % line == 0) &&
          (g.groups_s == 1 || g.group_s * problem.dilation_w % line == 0);
 }
 
@@ -119,6 +195,14 @@ bool set_raw_stage(const HaloProblem& problem, int channels, HaloGeometry& g) {
   return true;
 }
 
+// The last row of a slot that a tap reads, for a dropped number or another one.
+std::int32_t last_row_read(const HaloProblem& problem, const HaloGeometry& g) {
+  const auto pitch = static_cast<std::int32_t>(g.pitch.divisor);
+  const std::int32_t most_offset = g.step_offset == 0 ? 0 : pitch - 1;
+  return most_offset + g.run - 1 + (g.group_r - 1) * problem.dilation_h * pitch +
+         (g.group_s - 1) * problem.dilation_w;
+}
+
 // False where slots, weights and at least so many raw stages do not fit.
 bool set_stages(const HaloProblem& problem, HaloGeometry& g) {
   g.stage_bytes = kGroupFilters * g.row_bytes;
@@ -134,7 +218,6 @@ bool set_stages(const HaloProblem& problem, HaloGeometry& g) {
   const int staging = kConsumerWarps * g.warp_staging_bytes;
   const std::int64_t room =
       kSharedLimit - kBarrierBytes - staging - 2 * kTileMemoryBytes - round_up(tables, 128);
-  // Dropped columns read behind the last slot; what lies there is read and not used.
   const std::int64_t all_taps = std::int64_t{g.taps} * g.filter_groups();
   const auto stages_beside = [&](std::int64_t slots, int raw = kMinRawStages) {
     return (room - slots * slot - raw_bytes(raw)) / g.stage_bytes;
@@ -161,7 +244,10 @@ bool set_stages(const HaloProblem& problem, HaloGeometry& g) {
   g.table_offset = g.tile_memory_offset + 2 * kTileMemoryBytes;
   g.barrier_offset = g.table_offset + static_cast<int>(round_up(tables, 128));
   g.shared_bytes = g.barrier_offset + kBarrierBytes;
-  return true;
+  // Dropped numbers read behind the last slot; what lies there is read and not used.
+  const std::int64_t last_read =
+      (g.num_slots - 1) * slot + std::int64_t{last_row_read(problem, g)} * g.row_bytes;
+  return last_read + g.row_bytes <= g.shared_bytes;
 }
 
 // False where it does not fit.
@@ -176,24 +262,35 @@ bool set_shared_memory(const HaloProblem& problem, HaloGeometry& g) {
   return false;
 }
 
+// Rows of a box that a tile loads, about; the others are kept from the tile before (unit_walk.h).
+double loaded_rows(const HaloProblem& problem, const HaloGeometry& g) {
+  const int least = g.step_offset == 0 ? g.step : static_cast<int>(g.pitch.divisor);
+  const int halo = (g.group_r - 1) * problem.dilation_h;
+  const bool fits = g.units < g.num_slots || (g.units == g.num_slots && halo <= g.step_rows);
+  const bool keeps = problem.load != InputLoad::kBoxes && g.filter_tiles.divisor == 1 && g.runs.divisor > 1 &&
+                     fits && least * g.row_bytes % kSwizzleAtom == 0;
+  return keeps ? static_cast<double>(g.step) / g.pitch.divisor : g.box_rows;
+}
+
 // Clocks of all tiles, about: the tensor cores', or those of loads and stores where they take longer, and a
 // little for the power that moving bytes takes from the tensor cores.
 double cost(const HaloProblem& problem, const HaloGeometry& g) {
   constexpr double kLoadBytesPerClock = 24;    // TMA, from the L2
   constexpr double kGatherBytesPerClock = 12;  // a warpgroup of threads
-  constexpr double kStoreBytesPerClock = 18;   // an SM's share of the memory's rate
+  constexpr double kTurnBytesPerClock = 6;     // of raw rows
   constexpr double kEdge = 16;                 // pixels' worth of sectors that a row's two ends touch in vain
   constexpr double kUnitClocks = 500;          // of a unit's loads and hand-overs
-  const double steps = (g.channel_blocks - 1.0) * g.full_steps + g.last_steps;
-  const double math = steps * g.taps_r * g.taps_s * kClocksPerStep * g.sharers;
-  const double box = static_cast<double>(g.box_rows) * g.pitch.divisor * g.row_bytes * g.units;
+  const double stored = 1.0 * kTilePixels * kGroupFilters * g.sharers * g.element_bytes;
+  const double store = stored * (1 + kEdge / (g.strip_width * g.phases_w)) / kStoreBytesPerClock;
+  const double box = loaded_rows(problem, g) * g.pitch.divisor * g.row_bytes * g.units;
   const double edges = problem.load == InputLoad::kBoxes ? 1 : 1 + kEdge / g.pitch.divisor;
   const double raw = problem.load == InputLoad::kRows ? 1.0 * g.input_bytes / g.element_bytes : 1;
-  const double load =
-      box * edges * raw / (problem.load == InputLoad::kGather ? kGatherBytesPerClock : kLoadBytesPerClock);
-  const double stored = 1.0 * kTilePixels * kGroupFilters * g.sharers * g.element_bytes;
-  const double store = stored * (1 + kEdge / g.strip_width) / kStoreBytesPerClock;
-  const double clocks = std::max({math, load, store}) + (box + stored) / 400 + kUnitClocks * g.units;
+  const double rate = problem.load == InputLoad::kBoxes  ? kLoadBytesPerClock
+                      : problem.load == InputLoad::kRows ? kTurnBytesPerClock
+                                                         : kGatherBytesPerClock;
+  const double load = box * edges * raw / rate;
+  const double clocks = std::max({1.0 * share_clocks(g) * g.sharers, load, store}) + (box + stored) / 400 +
+                        kUnitClocks * g.units;
   return static_cast<double>(g.tiles) * clocks;
 }
 
@@ -210,11 +307,8 @@ HaloPlan plan_halo(const HaloProblem& problem) {
   base.out_width = problem.out_width;
   base.dilation_h = problem.dilation_h;
   base.dilation_w = problem.dilation_w;
-  base.pad_top = problem.pad_top;
-  base.pad_left = problem.pad_left;
-  base.taps_r = problem.taps_r;
-  base.taps_s = problem.taps_s;
   set_channels(problem, base);
+  set_taps(problem, base);
   set_filters(problem, base);
 
   HaloPlan best{"", {}};
@@ -229,19 +323,23 @@ HaloPlan plan_halo(const HaloProblem& problem) {
     }
   };
   // Every size of group that cuts the filter into another number of groups, and every number of strips.
-  for (int groups_r = 1; groups_r <= problem.taps_r; ++groups_r) {
-    const int group_r = static_cast<int>(ceil_div(problem.taps_r, groups_r));
-    if (ceil_div(problem.taps_r, group_r) != groups_r) continue;
-    for (int groups_s = 1; groups_s <= problem.taps_s; ++groups_s) {
-      const int group_s = static_cast<int>(ceil_div(problem.taps_s, groups_s));
-      if (ceil_div(problem.taps_s, group_s) != groups_s) continue;
-      const int most_strips = std::min<int>(problem.out_width, 4 + problem.out_width / 16);
-      for (int width = std::min(problem.out_width, kMaxPitch); width >= 1; --width) {
-        const int strips = static_cast<int>(ceil_div(problem.out_width, width));
+  const int width = base.raster_width;
+  for (int groups_r = 1; groups_r <= base.taps_r; ++groups_r) {
+    const int group_r = static_cast<int>(ceil_div(base.taps_r, groups_r));
+    if (ceil_div(base.taps_r, group_r) != groups_r) continue;
+    for (int groups_s = 1; groups_s <= base.taps_s; ++groups_s) {
+      const int group_s = static_cast<int>(ceil_div(base.taps_s, groups_s));
+      if (ceil_div(base.taps_s, group_s) != groups_s) continue;
+      const int most_strips = std::min<int>(width, 4 + width / 16);
+      for (int strip = std::min(width, kMaxPitch); strip >= 1; --strip) {
+        const int strips = static_cast<int>(ceil_div(width, strip));
         if (strips > most_strips) break;
-        if (ceil_div(problem.out_width, strips) != width) continue;
-        consider({group_r, group_s, strips, false});
-        if (problem.batch > 1) consider({group_r, group_s, strips, true});
+        if (ceil_div(width, strips) != strip) continue;
+        for (int i = 0; i < 8; ++i) {
+          const bool stacked = (i & 1) != 0;
+          if (stacked && problem.batch == 1) continue;
+          consider({group_r, group_s, strips, stacked, (i & 2) != 0, (i & 4) != 0});
+        }
       }
     }
   }

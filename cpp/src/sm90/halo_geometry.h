@@ -13,6 +13,12 @@
 //                                                 s * dilation
 // Filters too large for one box are cut into groups of taps, each of which loads a box of its own. A unit is
 // what one slot is for: a block of channels and a group of taps of one tile.
+//
+// A transposed convolution of stride s is s x s convolutions of stride 1 over the same input, its phases: of
+// output row s * a + phase, only every s-th tap meets the input. Raster and box are those of rows and columns
+// a; a tap is at the place from which it reads. Row phases are computed like further filters. Column phases
+// lie in the same accumulators, so that rows of the output are stored as they lie: a tile then has fewer
+// numbers of the raster, and several positions for each.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +29,9 @@
 
 namespace epiconv::sm90 {
 
-inline constexpr int kTilePixels = 256;   // N of the wgmma
+inline constexpr int kTilePixels = 256;   // positions of a tile: N of the wgmma, times column phases
 inline constexpr int kGroupFilters = 64;  // M of the wgmma: one warpgroup's
+inline constexpr int kMaxPhases = 4;      // of a dimension
 inline constexpr int kMaxSlots = 4;
 inline constexpr int kMaxWeightStages = 32;
 inline constexpr int kMaxPitch = 256;        // of a TMA box
@@ -57,7 +64,7 @@ enum class InputLoad : std::uint8_t {
 struct HaloProblem {
   std::int32_t batch, channels, height, width;
   std::int32_t filters, taps_r, taps_s;
-  std::int32_t dilation_h, dilation_w;
+  std::int32_t dilation_h, dilation_w;  // 1 of a transposed convolution
   std::int32_t pad_top, pad_left;
   std::int32_t out_height, out_width;
   std::int32_t element_bytes;  // of what wgmma multiplies: 4 (tf32) or 2
@@ -65,6 +72,27 @@ struct HaloProblem {
   InputLoad load;
   bool stores_filters;        // those of an output pixel lie side by side
   std::int32_t output_bytes;  // of the output's elements
+  bool transposed = false;
+  std::int32_t stride_h = 1, stride_w = 1;  // of a transposed convolution, kMaxPhases at most
+};
+
+// The places of one dimension at which a phase has taps: `count` from `first` on. The filter's tap at the
+// first of them, and what is added to it from one to the next.
+struct PhaseTaps {
+  std::int32_t first, count;
+  std::int32_t tap, step;
+};
+
+// Places from `first` up to `end`, of a group.
+struct PlaceSpan {
+  std::int32_t first, end;
+
+  EPICONV_HOST_DEVICE static PlaceSpan of(const PhaseTaps& taps, std::int32_t begin, std::int32_t size) {
+    const std::int32_t first = taps.first - begin, end = first + taps.count;
+    const std::int32_t from = first > 0 ? first : 0, to = end < size ? end : size;
+    return {from, to > from ? to : from};
+  }
+  EPICONV_HOST_DEVICE std::int32_t count() const { return end - first; }
 };
 
 struct HaloGeometry {
@@ -78,13 +106,22 @@ struct HaloGeometry {
   std::int32_t channel_blocks;          // of row_bytes
   std::int32_t full_steps, last_steps;  // of kStepBytes in a block, and in the last one
 
-  std::int32_t taps_r, taps_s;
-  std::int32_t group_r, group_s;    // taps of a group, at most
+  std::int32_t taps_r, taps_s;      // places of taps; without phases each tap has its own
+  std::int32_t group_r, group_s;    // places of a group, at most
   std::int32_t groups_r, groups_s;  // how many groups
   std::int32_t units;               // of a tile
-  std::int32_t taps;                // of a filter, over all blocks of channels
+  std::int32_t phases_h, phases_w;  // 1 unless transposed
+  Divisor row_phases;               // phases_h
+  PhaseTaps row_taps[kMaxPhases], column_taps[kMaxPhases];
+  std::int32_t columns;                  // taps of a filter's row
+  std::int32_t taps;                     // of a filter, over all blocks of channels
+  std::int32_t phase_taps[kMaxPhases];   // those of a row phase
+  std::int32_t taps_before[kMaxPhases];  // those of the row phases before
 
-  std::int32_t strip_width;  // output columns
+  std::int32_t raster_height, raster_width;  // of an image: an output row or column for each phase
+  std::int32_t interleave;                   // log2 of positions for each number of the raster: 0, 1 or 2
+  std::int32_t run, step;    // numbers of a tile, and from the begin of one to that of the next
+  std::int32_t strip_width;  // raster columns
   Divisor strips;
   Divisor pitch;
   Divisor half_pitch,
@@ -99,10 +136,12 @@ struct HaloGeometry {
   Divisor runs;                         // tiles along a raster
   std::int32_t box_rows;                // of a slot, at most
 
-  std::int32_t sharers;  // warpgroups that compute from a slot: 2 with 64 filters each, or 1
+  // Warpgroups that compute from a slot: 2 with a share each, or 1. A share is kGroupFilters filters in one
+  // row phase; shares of the same filters are consecutive.
+  std::int32_t sharers;
   // Whether a consumer keeps the tensor cores for all units of a tile, not for one.
   bool turn_is_tile;
-  Divisor filter_tiles;  // of sharers * kGroupFilters filters
+  Divisor filter_tiles;  // of `sharers` shares
   std::int32_t tiles;
 
   // Shared memory, in this order: slots, weight stages, raw stages, staging, tile memory, tables, barriers.
@@ -126,7 +165,31 @@ struct HaloGeometry {
   EPICONV_HOST_DEVICE std::int32_t weights_offset() const { return num_slots * slot_bytes; }
   EPICONV_HOST_DEVICE std::int32_t table_bytes() const { return box_rows * 8 + kMaxPitch * 4; }
   EPICONV_HOST_DEVICE std::int32_t filter_groups() const {
-    return sharers * static_cast<std::int32_t>(filter_tiles.divisor);
+    return sharers * static_cast<std::int32_t>(filter_tiles.divisor) / phases_h;
+  }
+};
+
+// Clocks of the tensor cores for a share, on average: wgmma of 256, 128 or 64 columns.
+EPICONV_HOST_DEVICE std::int64_t share_clocks(const HaloGeometry& g) {
+  const std::int64_t step_clocks = g.interleave == 0 ? 128 : g.interleave == 1 ? 64 : 40;
+  const std::int64_t steps = std::int64_t{g.channel_blocks - 1} * g.full_steps + g.last_steps;
+  return steps * (g.taps / g.channel_blocks) * step_clocks / g.phases_h;
+}
+inline constexpr int kStoreBytesPerClock = 18;  // an SM's share of the memory's rate
+
+// What one warpgroup computes of a tile.
+struct Share {
+  std::int32_t group;  // of filters
+  std::int32_t row_phase;
+
+  EPICONV_HOST_DEVICE static Share of(const HaloGeometry& g, std::int32_t number) {
+    const std::int32_t group = g.row_phases.quotient(number);
+    return {group, number - group * g.phases_h};
+  }
+  // Taps of the share, over all blocks of channels, and of those before it in packed weights.
+  EPICONV_HOST_DEVICE std::int32_t taps(const HaloGeometry& g) const { return g.phase_taps[row_phase]; }
+  EPICONV_HOST_DEVICE std::int32_t taps_before(const HaloGeometry& g) const {
+    return group * g.taps + g.taps_before[row_phase];
   }
 };
 
@@ -148,8 +211,8 @@ struct Tile {
     const std::int32_t run = remainder(pixels, strip, g.runs);
     tile.raster = g.strips.quotient(strip);
     tile.strip = remainder(strip, tile.raster, g.strips);
-    tile.first_row = g.pitch.quotient(run * kTilePixels);
-    tile.offset = run * kTilePixels - tile.first_row * static_cast<std::int32_t>(g.pitch.divisor);
+    tile.first_row = g.pitch.quotient(run * g.step);
+    tile.offset = run * g.step - tile.first_row * static_cast<std::int32_t>(g.pitch.divisor);
     return tile;
   }
 
@@ -199,7 +262,7 @@ struct Unit {
     ++channel_block;
   }
 
-  // Taps of this group, which is smaller where the filter ends.
+  // Places of this group, which is smaller where the filter ends.
   EPICONV_HOST_DEVICE std::int32_t rows(const HaloGeometry& g) const {
     const std::int32_t left = g.taps_r - group_r * g.group_r;
     return left < g.group_r ? left : g.group_r;
@@ -208,7 +271,23 @@ struct Unit {
     const std::int32_t left = g.taps_s - group_s * g.group_s;
     return left < g.group_s ? left : g.group_s;
   }
-  EPICONV_HOST_DEVICE std::int32_t taps(const HaloGeometry& g) const { return rows(g) * columns(g); }
+  // Those of a phase's taps.
+  EPICONV_HOST_DEVICE PlaceSpan rows_of(const HaloGeometry& g, std::int32_t row_phase) const {
+    return PlaceSpan::of(g.row_taps[row_phase], group_r * g.group_r, rows(g));
+  }
+  EPICONV_HOST_DEVICE PlaceSpan columns_of(const HaloGeometry& g, std::int32_t phase) const {
+    return PlaceSpan::of(g.column_taps[phase], group_s * g.group_s, columns(g));
+  }
+  // Taps of a row, in all column phases, and of a share.
+  EPICONV_HOST_DEVICE std::int32_t row_taps(const HaloGeometry& g) const {
+    if (g.groups_s == 1) return g.columns;
+    std::int32_t count = 0;
+    for (std::int32_t phase = 0; phase < g.phases_w; ++phase) count += columns_of(g, phase).count();
+    return count;
+  }
+  EPICONV_HOST_DEVICE std::int32_t taps(const HaloGeometry& g, std::int32_t row_phase) const {
+    return rows_of(g, row_phase).count() * row_taps(g);
+  }
   EPICONV_HOST_DEVICE std::int32_t steps(const HaloGeometry& g) const {
     return channel_block + 1 == g.channel_blocks ? g.last_steps : g.full_steps;
   }
@@ -220,17 +299,20 @@ struct Pixel {
   bool valid;
 
   // Of position 0 … kTilePixels - 1 of a tile.
-  EPICONV_HOST_DEVICE static Pixel of(const HaloGeometry& g, const Tile& tile, std::int32_t position) {
+  EPICONV_HOST_DEVICE static Pixel of(const HaloGeometry& g, const Tile& tile, std::int32_t row_phase,
+                                      std::int32_t position) {
     Pixel pixel;
-    const std::int32_t linear = tile.offset + position;
+    const std::int32_t number = position >> g.interleave, phase = position - (number << g.interleave);
+    const std::int32_t linear = tile.offset + number;
     const std::int32_t row = g.pitch.quotient(linear);
     const std::int32_t column = linear - row * static_cast<std::int32_t>(g.pitch.divisor);
     const std::int32_t image = g.image_of(tile.first_row + row);
     pixel.n = tile.raster * g.images_per_raster + image;
-    pixel.p = tile.first_row + row - image * static_cast<std::int32_t>(g.image_rows.divisor);
-    pixel.q = tile.strip * g.strip_width + column;
-    pixel.valid =
-        column < g.strip_width && pixel.q < g.out_width && pixel.p < g.out_height && pixel.n < g.batch;
+    pixel.p = (tile.first_row + row - image * static_cast<std::int32_t>(g.image_rows.divisor)) * g.phases_h +
+              row_phase;
+    pixel.q = (tile.strip * g.strip_width + column) * g.phases_w + phase;
+    pixel.valid = number < g.step && phase < g.phases_w && column < g.strip_width && pixel.q < g.out_width &&
+                  pixel.p < g.out_height && pixel.n < g.batch;
     return pixel;
   }
 };
@@ -293,28 +375,33 @@ struct SlotRow {
   }
 };
 
-// Packed weights: [filter group][unit][tap of the group][filter of the group][channels of the block], each
-// tap of stage_bytes, swizzled as it lies in its stage. Offsets in bytes.
+// Packed weights: [share][unit][tap of the unit][filter of the group][channels of the block], each tap of
+// stage_bytes, swizzled as it lies in its stage. A unit's taps go row by row, and in a row one column phase
+// after the other.
 EPICONV_HOST_DEVICE std::int64_t packed_group_bytes(const HaloGeometry& g) {
   return std::int64_t{g.taps} * g.stage_bytes;
 }
-// Tap number `index` of a filter group in packed weights, counted over all blocks of channels.
+// Tap number `index` of a share in packed weights, counted over all blocks of channels: tap (r, s) of the
+// filter.
 struct PackedTap {
   std::int32_t channel_block, r, s;
 
-  EPICONV_HOST_DEVICE static PackedTap of(const HaloGeometry& g, std::int32_t index) {
-    PackedTap tap;
-    const std::int32_t taps = g.taps_r * g.taps_s;
-    tap.channel_block = index / taps;
-    std::int32_t rest = index - tap.channel_block * taps;
-    Unit unit{tap.channel_block, rest / (g.group_r * g.taps_s), 0};
-    rest -= unit.group_r * g.group_r * g.taps_s;
-    unit.group_s = rest / (g.group_s * unit.rows(g));
-    rest -= unit.group_s * g.group_s * unit.rows(g);
-    const std::int32_t row = rest / unit.columns(g);
-    tap.r = unit.group_r * g.group_r + row;
-    tap.s = unit.group_s * g.group_s + rest - row * unit.columns(g);
-    return tap;
+  EPICONV_HOST_DEVICE static PackedTap of(const HaloGeometry& g, std::int32_t row_phase, std::int32_t index) {
+    const std::int32_t block_taps = g.row_taps[row_phase].count * g.columns;
+    const std::int32_t block = index / block_taps;
+    std::int32_t rest = index - block * block_taps;
+    Unit unit{block, 0, 0};
+    for (std::int32_t taps; rest >= (taps = unit.taps(g, row_phase)); unit.advance(g)) rest -= taps;
+    const std::int32_t row = rest / unit.row_taps(g);
+    rest -= row * unit.row_taps(g);
+    std::int32_t phase = 0;
+    for (std::int32_t taps; rest >= (taps = unit.columns_of(g, phase).count()); ++phase) rest -= taps;
+    const auto tap = [](const PhaseTaps& of, std::int32_t place) {
+      return of.tap + (place - of.first) * of.step;
+    };
+    return {block,
+            tap(g.row_taps[row_phase], unit.group_r * g.group_r + unit.rows_of(g, row_phase).first + row),
+            tap(g.column_taps[phase], unit.group_s * g.group_s + unit.columns_of(g, phase).first + rest)};
   }
 };
 

@@ -13,7 +13,8 @@ namespace epiconv::sm90 {
 // products run.
 inline constexpr int kHandOverTaps = 2;
 
-template <typename Math, typename Evaluator>
+// `Maths` are those that the kernel is for.
+template <typename Maths, typename Evaluator>
 class Consumer {
  public:
   __device__ __forceinline__ Consumer(const ConvParameters& p, const SharedMemory& shared,
@@ -22,9 +23,8 @@ class Consumer {
         g_(p.geometry),
         shared_(shared),
         consumer_(consumer),
-        warp_{consumer, __shfl_sync(0xFFFFFFFF, static_cast<int>(threadIdx.x) / 32 % kWarpsPerGroup, 0),
-              memory + p.geometry.staging_offset + consumer * kWarpsPerGroup * p.geometry.warp_staging_bytes,
-              p.geometry.warp_staging_bytes},
+        warp_{p.geometry, memory, consumer,
+              __shfl_sync(0xFFFFFFFF, static_cast<int>(threadIdx.x) / 32 % kWarpsPerGroup, 0)},
         memory_(memory),
         slot_(p.geometry.num_slots),
         stage_(p.geometry.num_stages) {}
@@ -33,23 +33,27 @@ class Consumer {
     const TileRange range = TileRange::of(g_);
     float accumulators[kAccumulators];
     std::uint32_t turns = 0;
+    if (kPhases > 1 && g_.weights_stay) wait_for_weights();
     Tile tile = Tile::of(g_, range.first);
     for (int i = 0; range.first + i < range.last; ++i, tile.advance(g_)) {
+      const int sharer = share_of(g_, consumer_, kPhases == 1 ? 0 : i);
+      const Share share = share_number(tile.filter_tile * g_.sharers + sharer);
       if (!computes(g_, consumer_, i)) {
         slot_.advance(g_.units);
-        if (!g_.weights_stay) stage_.advance(g_.taps);
+        skip_stages(taps_of(share));
         continue;
       }
-      const int filter_group = tile.filter_tile * g_.sharers + (g_.sharers == 2 ? consumer_ : 0);
-      const std::int32_t group = filter_group * kGroupFilters;
+      if (g_.weights_stay) stage_.restart(kPhases == 1 ? share.group * g_.taps : share.taps_before(g_));
+      const std::int32_t group = share.group * kGroupFilters;
       const std::int32_t pattern = offset_pattern(g_, tile);
       const TileMemory memory = tile_memory();
-      const TileTables tables{g_, tile, tile.image(g_), memory.offsets, memory.of_filters, memory.pairs};
+      const TileTables tables{
+          g_, tile, tile.image(g_), share.row_phase, memory.offsets, memory.of_filters, memory.pairs};
       // The vote tells the compiler that the answer is one for the whole warp, as wgmma depends on.
       const bool fills =
           __any_sync(0xFFFFFFFF, pattern < 0 || pattern != held_pattern_ || group != held_group_);
       if (fills) fill(memory, tables, pattern, group);
-      multiply(tile, filter_group, turns, accumulators);
+      multiply(tile, sharer, share, turns, accumulators);
       if (fills) warp_.sync_group();
       TileStore<Evaluator>(p_, tables, group, warp_).run(accumulators);
     }
@@ -62,7 +66,7 @@ class Consumer {
   }
   __device__ __forceinline__ void fill(const TileMemory& memory, const TileTables& tables,
                                        std::int32_t pattern, std::int32_t group) {
-    const int thread = threadIdx.x % kConsumerThreads;
+    const int thread = warp_.index * 32 + ptx::lane_here();
     warp_.sync_group();  // with the warps that still store the last tile
     memory.fill_offsets(p_.epilogue, tables, thread);
     memory.fill_pairs(p_.epilogue, tables, thread);
@@ -70,12 +74,13 @@ class Consumer {
     held_pattern_ = pattern;
     held_group_ = group;
   }
+  static constexpr int kPhases = Evaluator::Shape::kPhases;
+
   // A tile's products, while they are computed.
   struct Progress {
-    int stay;                                   // stage of the next tap where weights stay
-    int turn_taps;                              // of the turn
-    int taps_left;                              // in the turn
-    bool accumulate;                            // products add to what there is
+    int turn_taps = 0;                          // of the turn
+    int taps_left = 0;                          // in the turn
+    bool accumulate[kPhases]{};                 // products of a column phase add to what there is
     int pending_stage = -1, pending_slot = -1;  // that the products under way read
   };
 
@@ -88,87 +93,250 @@ class Consumer {
     progress.pending_stage = progress.pending_slot = -1;
   }
 
+  // What there is to know of phases; the kernel without any spends nothing on them.
+  __device__ __forceinline__ Share share_number(int number) const {
+    return kPhases == 1 ? Share{number, 0} : Share::of(g_, number);
+  }
+  __device__ __forceinline__ int taps_of(const Share& share) const {
+    return kPhases == 1 ? g_.taps : share.taps(g_);
+  }
+  __device__ __forceinline__ PlaceSpan rows_of(const Unit& unit, const Share& share) const {
+    return kPhases == 1 ? PlaceSpan{0, unit.rows(g_)} : unit.rows_of(g_, share.row_phase);
+  }
+  __device__ __forceinline__ PlaceSpan columns_of(const Unit& unit, int phase) const {
+    return kPhases == 1 ? PlaceSpan{0, unit.columns(g_)} : unit.columns_of(g_, phase);
+  }
+
+  __device__ __forceinline__ bool has_taps(const Unit& unit, const PlaceSpan& rows) const {
+    return kPhases == 1 || (rows.count() > 0 && unit.row_taps(g_) > 0);
+  }
+
   // The taps of a unit. While a tap's products run, the next tap is made ready; those before are released.
-  template <int kSteps>
-  __device__ __forceinline__ void multiply_taps(const Tile& tile, const Unit& unit, Progress& progress,
-                                                float (&accumulators)[kAccumulators]) {
-    constexpr int kStep = kStepBytes / 16;  // of a descriptor
-    const int rows = unit.rows(g_), columns = unit.columns(g_);
-    const std::uint64_t stages = ptx::wgmma_descriptor(shared_.stage(0), g_.row_bytes);
-    const int row_step = g_.row_bytes / 16, stage_step = g_.stage_bytes / 16;
-    std::uint64_t pixel_row =
-        ptx::wgmma_descriptor(shared_.slot(slot_.index()), g_.row_bytes) + tap_row(g_, tile, 0, 0) * row_step;
-    for (int r = 0; r < rows; ++r) {
-      std::uint64_t pixels = pixel_row;
-      for (int s = 0; s < columns; ++s) {
-        const int stage = g_.weights_stay ? progress.stay : stage_.index();
-        ptx::mbarrier_wait(shared_.stage_full(stage), g_.weights_stay ? 0 : stage_.full_parity(),
-                           "full stage", stage);
-        const std::uint64_t weights = stages + stage * stage_step;
-        ptx::wgmma_fence();
+  template <typename Math, int kSteps>
+  __device__ __forceinline__ void multiply_taps(const Tile& tile, const Unit& unit, const PlaceSpan& rows,
+                                                Progress& progress, float (&accumulators)[kAccumulators]) {
+    const int row_step = g_.row_bytes / 16;  // of a descriptor
+    std::uint64_t pixel_row = ptx::wgmma_descriptor(shared_.slot(slot_.index()), g_.row_bytes) +
+                              tap_row(g_, tile, rows.first, 0) * row_step;
+    PlaceSpan columns[kPhases];
 #pragma unroll
-        for (int k = 0; k < kSteps; ++k) {
-          Math::multiply(accumulators, weights + k * kStep, pixels + k * kStep, k > 0 || progress.accumulate);
+    for (int phase = 0; phase < kPhases; ++phase) columns[phase] = columns_of(unit, phase);
+    const bool together = kPhases > 1 && (g_.weights_stay || g_.columns < g_.num_stages);
+    for (int r = rows.first; r < rows.end; ++r) {
+      if (together) {
+        multiply_row_together<Math, kSteps>(columns, pixel_row, progress, accumulators);
+      } else {
+        multiply_row<Math, kSteps, 0>(columns[0], pixel_row, progress, accumulators);
+        if constexpr (kPhases >= 2) {
+          multiply_row<Math, kSteps, 1>(columns[1], pixel_row, progress, accumulators);
         }
-        ptx::wgmma_commit();
-        progress.accumulate = true;
-        if (--progress.taps_left == min(kHandOverTaps, progress.turn_taps) - 1) give_turn();
-        pixels += g_.dilation_w * row_step;
-        ptx::wgmma_wait<1>();
-        release(progress);
-        progress.pending_stage = g_.weights_stay ? -1 : stage;
-        ++progress.stay;
-        stage_.next();
+        if constexpr (kPhases == 4) {
+          multiply_row<Math, kSteps, 2>(columns[2], pixel_row, progress, accumulators);
+          multiply_row<Math, kSteps, 3>(columns[3], pixel_row, progress, accumulators);
+        }
       }
       pixel_row += g_.dilation_h * static_cast<int>(g_.pitch.divisor) * row_step;
     }
   }
 
+  template <typename Math, int kSteps, int kPhase>
+  __device__ __forceinline__ void multiply_tap(std::uint64_t weights, std::uint64_t pixels,
+                                               Progress& progress,
+                                               float (&accumulators)[kAccumulators]) const {
+    constexpr int kStep = kStepBytes / 16;  // of a descriptor
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      Math::template multiply<kTilePixels / kPhases, kPhase * kPhaseAccumulators<kPhases>>(
+          accumulators, weights + k * kStep, pixels + k * kStep, k > 0 || progress.accumulate[kPhase]);
+    }
+    progress.accumulate[kPhase] = true;
+  }
+
+  // Those of a row and a column phase; `pixels` describes the row's first place.
+  template <typename Math, int kSteps, int kPhase>
+  __device__ __forceinline__ void multiply_row(const PlaceSpan& columns, std::uint64_t pixels,
+                                               Progress& progress, float (&accumulators)[kAccumulators]) {
+    const int stage_step = g_.stage_bytes / 16, place_step = g_.dilation_w * (g_.row_bytes / 16);
+    const std::uint64_t stages = ptx::wgmma_descriptor(shared_.stage(0), g_.row_bytes);
+    pixels += columns.first * place_step;
+    for (int s = columns.first; s < columns.end; ++s) {
+      const int stage = stage_.index();
+      ptx::mbarrier_wait(shared_.stage_full(stage), stage_.full_parity(), "full stage", stage);
+      ptx::wgmma_fence();
+      multiply_tap<Math, kSteps, kPhase>(stages + stage * stage_step, pixels, progress, accumulators);
+      ptx::wgmma_commit();
+      if (--progress.taps_left == min(kHandOverTaps, progress.turn_taps) - 1) give_turn();
+      pixels += place_step;
+      ptx::wgmma_wait<1>();
+      release(progress);
+      progress.pending_stage = stage;
+      stage_.next();
+    }
+  }
+
+  // Those of a row in all column phases. Products of fewer columns are over before what there is to do
+  // between two taps is done; so it is done for a row at a time: weights are waited for before its first tap,
+  // and handed back behind its last.
+  template <typename Math, int kSteps>
+  __device__ __forceinline__ void multiply_row_together(const PlaceSpan (&columns)[kPhases],
+                                                        std::uint64_t pixels, Progress& progress,
+                                                        float (&accumulators)[kAccumulators]) {
+    const int stage_step = g_.stage_bytes / 16, place_step = g_.row_bytes / 16;
+    const std::uint64_t stages = ptx::wgmma_descriptor(shared_.stage(0), g_.row_bytes);
+    int taps = 0;
+#pragma unroll
+    for (int phase = 0; phase < kPhases; ++phase) taps += columns[phase].count();
+    if (taps == 0) return;
+    if (!g_.weights_stay) {
+      RingPlace place = stage_;
+#pragma unroll 1
+      for (int i = 0; i < taps; ++i, place.next()) {
+        ptx::mbarrier_wait(shared_.stage_full(place.index()), place.full_parity(), "full stage",
+                           place.index());
+      }
+    }
+    const auto multiply_phase = [&]<int kPhase>() {
+      std::uint64_t at = pixels + columns[kPhase].first * place_step;
+#pragma unroll 1
+      for (int s = columns[kPhase].first; s < columns[kPhase].end; ++s) {
+        ptx::wgmma_fence();
+        multiply_tap<Math, kSteps, kPhase>(stages + stage_.index() * stage_step, at, progress, accumulators);
+        ptx::wgmma_commit();
+        stage_.next();
+        at += place_step;
+        ptx::wgmma_wait<1>();
+      }
+    };
+    multiply_phase.template operator()<0>();
+    if constexpr (kPhases >= 2) multiply_phase.template operator()<1>();
+    if constexpr (kPhases == 4) {
+      multiply_phase.template operator()<2>();
+      multiply_phase.template operator()<3>();
+    }
+    const int left = progress.taps_left, last = min(kHandOverTaps, progress.turn_taps);
+    progress.taps_left -= taps;
+    if (left >= last && progress.taps_left < last) give_turn();
+    release(progress);
+    if (!g_.weights_stay) release_row(taps, progress);
+  }
+
+  // Hands back the stages of a row that was multiplied, but the last, which is still read.
+  __device__ __forceinline__ void release_row(int taps, Progress& progress) const {
+    int stage = stage_.index() - taps;
+    if (stage < 0) stage += g_.num_stages;
+#pragma unroll 1
+    for (int i = 1; i < taps; ++i) {
+      if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared_.stage_empty(stage));
+      if (++stage == g_.num_stages) stage = 0;
+    }
+    progress.pending_stage = stage;
+  }
+
+  // Once: weights that stay have come.
+  __device__ __forceinline__ void wait_for_weights() {
+    for (int stage = 0; stage < g_.num_stages; ++stage) {
+      ptx::mbarrier_wait(shared_.stage_full(stage), 0, "weights", stage);
+    }
+  }
+
+  // A column phase may have no tap; its sums are zeros then.
+  __device__ __forceinline__ void clear_untouched(const Progress& progress,
+                                                  float (&accumulators)[kAccumulators]) const {
+#pragma unroll
+    for (int phase = 0; phase < kPhases; ++phase) {
+      if (progress.accumulate[phase]) continue;
+#pragma unroll
+      for (int i = 0; i < kPhaseAccumulators<kPhases>; ++i) {
+        float& sum = accumulators[phase * kPhaseAccumulators<kPhases> + i];
+        sum = 0.0f;
+        ptx::keep_here(sum);  // the compiler would select for every tile
+      }
+    }
+  }
+
+  __device__ __forceinline__ void multiply_unit(const Tile& tile, const Unit& unit, const PlaceSpan& rows,
+                                                Progress& progress, float (&accumulators)[kAccumulators]) {
+    const int steps = unit.steps(g_);
+    Maths::visit(p_.math, [&]<typename Math>() {
+      if (steps == 4) {
+        multiply_taps<Math, 4>(tile, unit, rows, progress, accumulators);
+      } else if (steps == 3) {
+        multiply_taps<Math, 3>(tile, unit, rows, progress, accumulators);
+      } else if (steps == 2) {
+        multiply_taps<Math, 2>(tile, unit, rows, progress, accumulators);
+      } else {
+        multiply_taps<Math, 1>(tile, unit, rows, progress, accumulators);
+      }
+    });
+  }
+
+  // The consumer, of which the compiler is to keep nothing else in registers.
+  __device__ __forceinline__ int consumer_here() const {
+    int consumer = consumer_;
+    ptx::keep_here(consumer);
+    return consumer;
+  }
+  // Products of phases are so few that consumers need not take turns. They do where one could be a round of a
+  // ring ahead of the other, since barriers tell two rounds apart only.
+  __device__ __forceinline__ bool takes_turns() const {
+    return kPhases == 1 || !g_.weights_stay || g_.sharers == 1;
+  }
   __device__ __forceinline__ void wait_for_turn(std::uint32_t& turns) const {
-    ptx::mbarrier_wait(shared_.turn(consumer_), (turns & 1) ^ (consumer_ == 0 ? 1 : 0), "turn", consumer_);
+    if (!takes_turns()) return;
+    const int consumer = consumer_here();
+    ptx::mbarrier_wait(shared_.turn(consumer), (turns & 1) ^ (consumer == 0 ? 1 : 0), "turn", consumer);
     ++turns;
   }
   __device__ __forceinline__ void give_turn() const {
-    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared_.turn(1 - consumer_));
+    if (!takes_turns()) return;
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared_.turn(1 - consumer_here()));
   }
-  // The stages of the other consumer's turn, of so many taps, are none of this one's.
-  __device__ __forceinline__ void skip_turn(int taps) {
-    if (g_.sharers == 2 && !g_.weights_stay) stage_.advance(taps);
+  __device__ __forceinline__ int turn_taps(const Share& share, const Unit& unit) const {
+    return g_.turn_is_tile
+               ? taps_of(share)
+               : rows_of(unit, share).count() * (kPhases == 1 ? unit.columns(g_) : unit.row_taps(g_));
+  }
+  // Stages that are none of this consumer's. Weights that stay are in none of anybody's order.
+  __device__ __forceinline__ void skip_stages(int taps) {
+    if (!g_.weights_stay) stage_.advance(taps);
+  }
+  __device__ __forceinline__ void skip_turn(const Share& other, const Unit& unit) {
+    if (g_.sharers == 2) skip_stages(turn_taps(other, unit));
   }
 
-  __device__ __forceinline__ void multiply(const Tile& tile, int filter_group, std::uint32_t& turns,
-                                           float (&accumulators)[kAccumulators]) {
-    Progress progress{filter_group * g_.taps, 0, 0, false};
+  __device__ __forceinline__ void multiply(const Tile& tile, int sharer, const Share& share,
+                                           std::uint32_t& turns, float (&accumulators)[kAccumulators]) {
+    Progress progress;
+    const Share other = share_number(tile.filter_tile * g_.sharers + 1 - sharer);  // with two sharers
     Unit unit = Unit::first();
     for (int u = 0;; unit.advance(g_)) {
       if (u == 0 || !g_.turn_is_tile) {
-        progress.turn_taps = progress.taps_left = g_.turn_is_tile ? g_.taps : unit.taps(g_);
-        if (consumer_ == 1) skip_turn(progress.turn_taps);
+        progress.turn_taps = progress.taps_left = turn_taps(share, unit);
+        if (consumer_ == 1) skip_turn(other, unit);
         wait_for_turn(turns);
       }
       ptx::mbarrier_wait(shared_.slot_full(slot_.index()), slot_.full_parity(), "full slot", slot_.index());
-      const int steps = unit.steps(g_);
-      if (steps == 4) {
-        multiply_taps<4>(tile, unit, progress, accumulators);
-      } else if (steps == 3) {
-        multiply_taps<3>(tile, unit, progress, accumulators);
-      } else if (steps == 2) {
-        multiply_taps<2>(tile, unit, progress, accumulators);
-      } else {
-        multiply_taps<1>(tile, unit, progress, accumulators);
+      if (kPhases > 1 && progress.turn_taps == 0 && (u == 0 || !g_.turn_is_tile)) give_turn();
+      const PlaceSpan rows = rows_of(unit, share);
+      multiply_unit(tile, unit, rows, progress, accumulators);
+      if (has_taps(unit, rows)) {
+        progress.pending_slot = slot_.index();
+      } else if (threadIdx.x % 32 == 0) {  // no product reads it, and one under way may read the one before
+        ptx::mbarrier_arrive(shared_.slot_empty(slot_.index()));
       }
-      progress.pending_slot = slot_.index();
       slot_.next();
       const bool is_last = ++u == g_.units;
-      if (consumer_ == 0 && (is_last || !g_.turn_is_tile)) skip_turn(progress.turn_taps);
+      if (consumer_ == 0 && (is_last || !g_.turn_is_tile)) skip_turn(other, unit);
       if (is_last) break;
-      if (!g_.turn_is_tile) {  // the other consumer's products run meanwhile
+      // The other consumer's products run meanwhile, and its stages come before this one's next.
+      if (!g_.turn_is_tile) {
         ptx::wgmma_wait<0>();
         release(progress);
       }
     }
     ptx::wgmma_wait<0>();
     release(progress);
+    if constexpr (kPhases > 1) clear_untouched(progress, accumulators);
   }
 
   const ConvParameters& p_;

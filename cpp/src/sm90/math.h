@@ -9,6 +9,7 @@
 
 #include "device/ptx/convert.h"
 #include "device/ptx/wgmma.h"
+#include "epiconv/conv_plan.h"
 
 namespace epiconv::sm90 {
 
@@ -20,10 +21,19 @@ __device__ __forceinline__ uint4 pack_of_pair(const std::uint32_t* pairs, int pi
 }
 
 struct Tf32 {
+  using Element = float;
   static constexpr int kPieceChannels = 4;  // of 16 bytes
+  // d[kFirst …] of kColumns positions.
+  template <int kColumns, int kFirst>
   __device__ __forceinline__ static void multiply(float (&d)[128], std::uint64_t a, std::uint64_t b,
                                                   int accumulate) {
-    ptx::wgmma_tf32(d, a, b, accumulate);
+    if constexpr (kColumns == 256) {
+      ptx::wgmma_tf32_256<kFirst>(d, a, b, accumulate);
+    } else if constexpr (kColumns == 128) {
+      ptx::wgmma_tf32_128<kFirst>(d, a, b, accumulate);
+    } else {
+      ptx::wgmma_tf32_64<kFirst>(d, a, b, accumulate);
+    }
   }
   __device__ __forceinline__ static uint4 pack(const float (&values)[kPieceChannels]) {
     return {ptx::round_to_tf32(values[0]), ptx::round_to_tf32(values[1]), ptx::round_to_tf32(values[2]),
@@ -32,10 +42,18 @@ struct Tf32 {
 };
 
 struct Bf16 {
+  using Element = __nv_bfloat16;
   static constexpr int kPieceChannels = 8;
+  template <int kColumns, int kFirst>
   __device__ __forceinline__ static void multiply(float (&d)[128], std::uint64_t a, std::uint64_t b,
                                                   int accumulate) {
-    ptx::wgmma_bf16(d, a, b, accumulate);
+    if constexpr (kColumns == 256) {
+      ptx::wgmma_bf16_256<kFirst>(d, a, b, accumulate);
+    } else if constexpr (kColumns == 128) {
+      ptx::wgmma_bf16_128<kFirst>(d, a, b, accumulate);
+    } else {
+      ptx::wgmma_bf16_64<kFirst>(d, a, b, accumulate);
+    }
   }
   __device__ __forceinline__ static uint4 pack(const float (&values)[kPieceChannels]) {
     const auto two = [&](int j) {
@@ -52,10 +70,18 @@ struct Bf16 {
 };
 
 struct Fp16 {
+  using Element = __half;
   static constexpr int kPieceChannels = 8;
+  template <int kColumns, int kFirst>
   __device__ __forceinline__ static void multiply(float (&d)[128], std::uint64_t a, std::uint64_t b,
                                                   int accumulate) {
-    ptx::wgmma_fp16(d, a, b, accumulate);
+    if constexpr (kColumns == 256) {
+      ptx::wgmma_fp16_256<kFirst>(d, a, b, accumulate);
+    } else if constexpr (kColumns == 128) {
+      ptx::wgmma_fp16_128<kFirst>(d, a, b, accumulate);
+    } else {
+      ptx::wgmma_fp16_64<kFirst>(d, a, b, accumulate);
+    }
   }
   __device__ __forceinline__ static uint4 pack(const float (&values)[kPieceChannels]) {
     const auto two = [&](int j) {
@@ -70,5 +96,40 @@ struct Fp16 {
     return packed;
   }
 };
+
+// Which of them a kernel is for: one, or all of them, of which it is then asked at run time.
+template <typename OnlyMath>
+struct OneMath {
+  // Calls visitor.operator()<Math>().
+  template <typename Visitor>
+  __device__ __forceinline__ static void visit(ConvMath, Visitor&& visitor) {
+    visitor.template operator()<OnlyMath>();
+  }
+};
+struct AnyMath {
+  template <typename Visitor>
+  __device__ __forceinline__ static void visit(ConvMath math, Visitor&& visitor) {
+    if (math == ConvMath::kTf32) {
+      visitor.template operator()<Tf32>();
+    } else if (math == ConvMath::kBf16) {
+      visitor.template operator()<Bf16>();
+    } else {
+      visitor.template operator()<Fp16>();
+    }
+  }
+};
+
+// Calls visitor.operator()<In>(): the input is float32, or what is multiplied.
+template <typename Math, typename Visitor>
+__device__ __forceinline__ void visit_input(int input_bytes, Visitor&& visitor) {
+  using Own = typename Math::Element;
+  if constexpr (sizeof(Own) < sizeof(float)) {
+    if (input_bytes == sizeof(Own)) {
+      visitor.template operator()<Own>();
+      return;
+    }
+  }
+  visitor.template operator()<float>();
+}
 
 }  // namespace epiconv::sm90

@@ -12,17 +12,8 @@
 
 namespace epiconv::sm90 {
 
-// Values of a piece are in the order of a chunk's words: this many of each of two filters.
-inline constexpr int kPieceWord = kPieceAccumulators / 2;
-
-template <typename Stored>
-__device__ __forceinline__ void pack_matrices(const float* values, std::uint32_t (&matrices)[4]) {
-#pragma unroll
-  for (int j = 0; j < 4; ++j) matrices[j] = packed_pair<Stored>(values[2 * j], values[2 * j + 1]);
-}
-
 // 16 bytes of filters at a time, all of which exist.
-template <typename Stored>
+template <typename Stored, int kPhases>
 class FilterStore {
  public:
   __device__ __forceinline__ explicit FilterStore(const StoreTarget<Stored>& target)
@@ -54,14 +45,18 @@ class FilterStore {
       for (int h = 0; h < 2; ++h) {
         std::uint32_t matrices[4];
         pack_matrices<Stored>(values + h * kPieceWord, matrices);
-        ptx::stmatrix_4(staging + filters_offset(kSize, 8 * h, target_.lane), matrices, true);
+        ptx::stmatrix_4(staging + filters_offset(kSize, 8 * h, matrix_position<kPhases>(target_.lane)),
+                        matrices, true);
       }
     } else {
 #pragma unroll
-      for (int i = 0; i < kPieceAccumulators; ++i) {
-        const std::int32_t offset =
-            filters_offset(kSize, accumulator_filter(target_.lane, i), accumulator_position(target_.lane, i));
-        ptx::store_shared(staging + offset, values[i / 2 % 2 * kPieceWord + i / 4 * 2 + i % 2]);
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int i = 0; i < kPieceWord; ++i) {
+          const std::int32_t pixel = piece_position<kPhases>(target_.lane % 4, i);
+          ptx::store_shared(staging + filters_offset(kSize, target_.lane / 4 + 8 * h, pixel),
+                            values[h * kPieceWord + i]);
+        }
       }
     }
   }
@@ -92,7 +87,7 @@ class FilterStore {
 
 // kWidth pixels at a time, of runs of two pieces, half of whose filters are read and stored at a time: what
 // is read of a run last is read before the next run's first piece is staged.
-template <typename Stored, int kWidth>
+template <typename Stored, int kWidth, int kPhases>
 class PixelStore {
  public:
   __device__ __forceinline__ explicit PixelStore(const StoreTarget<Stored>& target) : target_(target) {}
@@ -133,26 +128,52 @@ class PixelStore {
   __device__ __forceinline__ void stage(int part, const float (&values)[kPieceAccumulators]) const {
     const std::uint32_t staging = ptx::shared_address(target_.staging);
     const int lane = target_.lane;
-    if constexpr (kSize == 2) {
-      const std::uint32_t row = staging + pixels_offset(kSize, lane % 8, part * kPiecePixels + lane / 8 * 8);
+    constexpr int kFilters = 8 * kRunPixels * kSize;  // bytes of them
+    if constexpr (kSize == 2 && kPhases == 1) {
+      const std::uint32_t row = staging + offset(lane % 8, part * kPiecePixels + lane / 8 * 8);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         std::uint32_t matrices[4];
         pack_matrices<Stored>(values + h * kPieceWord, matrices);
-        ptx::stmatrix_4(row + h * 8 * kRunPixels * kSize, matrices, false);
+        ptx::stmatrix_4(row + h * kFilters, matrices, false);
       }
     } else {
+      constexpr int kTogether = 2 * kPhases;         // values, side by side
+      constexpr int kWords = kTogether * kSize / 4;  // of 4 bytes
+      constexpr int kStep = 4 * kTogether * kSize;   // bytes to the lane's next ones
+      constexpr int kWordsAtOnce = kWords < 4 ? kWords : 4;
       const std::uint32_t row =
-          staging + pixels_offset(kSize, lane / 4, part * kPiecePixels + 2 * (lane % 4));
+          staging + offset(lane / 4, part * kPiecePixels + piece_position<kPhases>(lane % 4, 0));
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
+        std::uint32_t words[kPieceWord * kSize / 4];
+        pack_words(values + h * kPieceWord, words);
 #pragma unroll
-        for (int j = 0; j < kPiecePixels / 8; ++j) {
-          ptx::store_shared((row ^ (32 * j)) + h * 8 * kRunPixels * kSize, values[h * kPieceWord + 2 * j],
-                            values[h * kPieceWord + 2 * j + 1]);
+        for (int j = 0; j < kPieceWord * kSize / 4; j += kWordsAtOnce) {
+          const std::uint32_t to = (row ^ (j / kWords * kStep + j % kWords * 4)) + h * kFilters;
+          if constexpr (kWordsAtOnce == 4) {
+            ptx::store_shared(to, words[j], words[j + 1], words[j + 2], words[j + 3]);
+          } else {
+            ptx::store_shared(to, words[j], words[j + 1]);
+          }
         }
       }
     }
+  }
+
+  // A filter's values as they are stored.
+  static __device__ __forceinline__ void pack_words(const float* values,
+                                                    std::uint32_t (&words)[kPieceWord * kSize / 4]) {
+    if constexpr (kSize == 2) {
+      pack_matrices<Stored>(values, words);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kPieceWord; ++i) words[i] = __float_as_uint(values[i]);
+    }
+  }
+
+  static __device__ __forceinline__ std::int32_t offset(std::int32_t filter, std::int32_t pixel) {
+    return pixels_offset<kPhases>(kSize, filter, pixel);
   }
 
   // Of the run's positions that this lane stores, for every filter the same.
@@ -169,7 +190,7 @@ class PixelStore {
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
       const auto [filter, pixel] = StoredElements::pixels(kWidth, target_.lane, half * kTurns + turn);
-      words_[turn] = *reinterpret_cast<const Word*>(target_.staging + pixels_offset(kSize, filter, pixel));
+      words_[turn] = *reinterpret_cast<const Word*>(target_.staging + offset(filter, pixel));
     }
   }
 
@@ -195,6 +216,35 @@ class PixelStore {
   const StoreTarget<Stored> target_;
   std::int32_t offsets_[kParts];
   Word words_[kTurns];
+};
+
+// Four pixels of a filter at a time, straight from the registers: with two column phases or more a lane has
+// them side by side, and four lanes have 64 bytes. float32.
+template <int kPhases>
+class QuadStore {
+ public:
+  __device__ __forceinline__ explicit QuadStore(const StoreTarget<float>& target) : target_(target) {}
+
+  __device__ __forceinline__ void put(int piece, bool, const float (&values)[kPieceAccumulators]) const {
+#pragma unroll
+    for (int first = 0; first < kPieceWord; first += 4) {
+      const std::int32_t offset =
+          target_.offsets[piece * kPiecePixels + piece_position<kPhases>(target_.lane % 4, first)];
+      if (offset < 0) continue;
+      float* to =
+          target_.output + target_.lane / 4 * target_.filter_stride + static_cast<std::uint32_t>(offset);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const float* const from = values + h * kPieceWord + first;
+        ptx::store_global(to, float4{from[0], from[1], from[2], from[3]});
+        to += 8 * target_.filter_stride;
+      }
+    }
+  }
+  __device__ __forceinline__ void finish(int) const {}
+
+ private:
+  const StoreTarget<float> target_;
 };
 
 }  // namespace epiconv::sm90

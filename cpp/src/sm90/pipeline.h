@@ -81,6 +81,11 @@ class RingPlace {
     index_ = 0;
     ++round_;
   }
+  // In the ring's first round.
+  __device__ __forceinline__ void restart(int place) {
+    index_ = place;
+    round_ = 0;
+  }
   __device__ __forceinline__ void advance(int places) {
     index_ += places;
     while (index_ >= size_) {
@@ -110,6 +115,13 @@ struct TileRange {
 // The warpgroups that compute tile number i of the block: both, or the one whose turn it is.
 __device__ __forceinline__ bool computes(const HaloGeometry& g, int consumer, int i) {
   return g.sharers == 2 || (i & 1) == consumer;
+}
+
+// Which of the shares of the block's tile number i a consumer that computes it has. Row phases of the same
+// filters have more taps or fewer, and so consumers have them in turns.
+__device__ __forceinline__ int share_of(const HaloGeometry& g, int consumer, int i) {
+  if (g.sharers == 1) return 0;
+  return g.phases_h % 2 == 0 ? consumer ^ (i & 1) : consumer;
 }
 
 }  // namespace epiconv::sm90

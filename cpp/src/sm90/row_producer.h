@@ -6,6 +6,7 @@
 #pragma once
 
 #include "device/ptx/bulk_copy.h"
+#include "device/ptx/keep_here.h"
 #include "device/ptx/ldmatrix.h"
 #include "device/ptx/stmatrix.h"
 #include "sm90/conv_parameters.h"
@@ -42,8 +43,9 @@ class RowProducer {
       for (bool is_first = true;; is_first = false) {
         load(ahead, stages);
         if (is_first) {
-          ptx::mbarrier_wait(shared_.slot_empty(place.index()), place.empty_parity(), "empty slot",
-                             place.index());
+          int slot = place.index();
+          ptx::keep_here(slot);  // else its barrier's address takes a register while rows are loaded
+          ptx::mbarrier_wait(shared_.slot_empty(slot), place.empty_parity(), "empty slot", slot);
           keeper.begin(kept, place);
         }
         if (!rows.in_unit()) break;

@@ -41,7 +41,7 @@ class TileStore {
   }
 
  private:
-  static constexpr int kWord = kPieceAccumulators / 2;  // positions of a filter in a piece
+  static constexpr int kPhases = Evaluator::Shape::kPhases;
 
   // A piece's accumulators, in the order of a chunk's words. `kInBranch`: behind a branch, which must stay
   // one; the compiler would select among all accumulators instead, at eight times the instructions.
@@ -50,9 +50,8 @@ class TileStore {
                                               float (&values)[kPieceAccumulators]) {
 #pragma unroll
     for (int i = 0; i < kPieceAccumulators; ++i) {
-      float& value = values[i / 2 % 2 * kWord + i / 4 * 2 + i % 2];
-      value = accumulators[piece * kPieceAccumulators + i];
-      if constexpr (kInBranch) ptx::keep_here(value);
+      values[i] = accumulators[piece_accumulator<kPhases>(piece, i / kPieceWord, i % kPieceWord)];
+      if constexpr (kInBranch) ptx::keep_here(values[i]);
     }
   }
 
@@ -71,19 +70,22 @@ class TileStore {
                                            float (&values)[kPieceAccumulators]) const {
     using Shape = typename Evaluator::Shape;
 #pragma unroll
-    for (int part = 0; part < kWord; part += Shape::kWord) {
-      const Chunk<Shape> chunk{
-          pass_, tables_, warp_filter_ + lane_ / 4, group_, piece * kPiecePixels + 2 * (lane_ % 4) + 4 * part,
-          ones};
+    for (int part = 0; part < kPieceWord; part += Shape::kWord) {
+      const Chunk<Shape> chunk{pass_,
+                               tables_,
+                               warp_filter_ + lane_ / 4,
+                               group_,
+                               piece * kPiecePixels + piece_position<kPhases>(lane_ % 4, part),
+                               ones};
       float mine[Shape::kCount];
 #pragma unroll
       for (int i = 0; i < Shape::kCount; ++i) {
-        mine[i] = values[i / Shape::kWord * kWord + part + i % Shape::kWord];
+        mine[i] = values[i / Shape::kWord * kPieceWord + part + i % Shape::kWord];
       }
       Evaluator::template run<Part::kAll>(chunk, mine);
 #pragma unroll
       for (int i = 0; i < Shape::kCount; ++i) {
-        values[i / Shape::kWord * kWord + part + i % Shape::kWord] = mine[i];
+        values[i / Shape::kWord * kPieceWord + part + i % Shape::kWord] = mine[i];
       }
     }
   }
@@ -106,21 +108,27 @@ class TileStore {
     visit_floating<float>(pass_.output.dtype, [&]<typename Stored>() {
       const StoreTarget<Stored> to = target<Stored>();
       if (pass_.store == StoreKind::kBoxes) {
-        visitor(BoxStore<Stored>(p_, tables_, group_, warp_, lane_));
+        visitor(BoxStore<Stored, kPhases>(p_, tables_, group_, warp_, lane_));
         return;
       }
-      if constexpr (sizeof(Stored) == sizeof(float)) {
+      if constexpr (kPhases > 1 && sizeof(Stored) == sizeof(float)) {
+        if (to.filters >= kWarpFilters && pass_.store == StoreKind::kQuadsOfPixels) {
+          visitor(QuadStore<kPhases>(to));
+          return;
+        }
+      }
+      if constexpr (kPhases == 1 && sizeof(Stored) == sizeof(float)) {
         if (to.filters >= kWarpFilters && pass_.store == StoreKind::kSectors) {
           visitor(SectorStore(to, tables_));
           return;
         }
       }
       if (to.filters < kWarpFilters || pass_.store == StoreKind::kPixels) {
-        visitor(PixelStore<Stored, 1>(to));
+        visitor(PixelStore<Stored, 1, kPhases>(to));
       } else if (pass_.store == StoreKind::kPairsOfPixels) {
-        visitor(PixelStore<Stored, 2>(to));
+        visitor(PixelStore<Stored, 2, kPhases>(to));
       } else {
-        visitor(FilterStore<Stored>(to));
+        visitor(FilterStore<Stored, kPhases>(to));
       }
     });
   }

@@ -23,6 +23,13 @@ __device__ __forceinline__ std::uint32_t packed_pair<__nv_bfloat16>(float first,
   return packed;
 }
 
+// Values of a filter as a lane's part of four matrices.
+template <typename Stored>
+__device__ __forceinline__ void pack_matrices(const float* values, std::uint32_t (&matrices)[4]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) matrices[j] = packed_pair<Stored>(values[2 * j], values[2 * j + 1]);
+}
+
 template <typename Stored>
 struct StoreTarget {
   Stored* output;  // of the warp's first filter, where offsets count from

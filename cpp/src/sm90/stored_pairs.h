@@ -29,11 +29,11 @@ inline constexpr int kLeastRow = 16, kMostDropped = 16;
 // them does, which takes longer where the tensor cores leave the memory enough time: of 3 x 3 taps, 8
 // channels in TF32 took 14 % less so, 64 in bf16 1 to 3 % less, and 64 in TF32 3 % more.
 EPICONV_HOST_DEVICE bool stores_in_sectors(const HaloGeometry& g) {
-  constexpr std::int64_t kClocksPerStep = 128, kStoreClocks = kTilePixels * kGroupFilters * 4 / 18;
-  const std::int64_t steps = (g.channel_blocks - 1) * g.full_steps + g.last_steps;
-  const bool fits = !g.stacked && g.strips.divisor == 1 && g.out_width >= kLeastRow &&
+  constexpr std::int64_t kStoreClocks = kTilePixels * kGroupFilters * 4 / kStoreBytesPerClock;
+  const bool fits = g.phases_h == 1 && g.phases_w == 1 && g.step == g.run && !g.stacked &&
+                    g.strips.divisor == 1 && g.out_width >= kLeastRow &&
                     static_cast<std::int32_t>(g.pitch.divisor) - g.out_width <= kMostDropped;
-  return fits && steps * g.taps_r * g.taps_s * kClocksPerStep < 2 * kStoreClocks;
+  return fits && share_clocks(g) < 2 * kStoreClocks;
 }
 
 // Pairs that are stored by the time that so many have been staged: as many of each filter.

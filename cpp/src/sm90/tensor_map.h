@@ -7,8 +7,8 @@
 #include <cuda_runtime_api.h>
 
 #include "epiconv/error.h"
-#include "sm90/fprop.h"
 #include "sm90/fragments.h"
+#include "sm90/halo_conv.h"
 
 namespace epiconv::sm90 {
 
@@ -65,7 +65,7 @@ inline CUtensorMapDataType map_type(DType dtype) {
 
 // By boxes, what is copied at once is one row of a tile's box: row_bytes of channels of `pitch` pixels, as it
 // lies in a slot. By rows, it is a raw stage.
-inline CUtensorMap input_map(const FpropProblem& problem, const void* data) {
+inline CUtensorMap input_map(const HaloConvProblem& problem, const void* data) {
   const HaloGeometry& g = problem.geometry;
   const CUtensorMapDataType type = map_type(problem.input.dtype);
   if (problem.load == InputLoad::kRows) {
@@ -90,7 +90,7 @@ inline CUtensorMap input_map(const FpropProblem& problem, const void* data) {
 }
 
 // A box is that of box_store.h.
-inline CUtensorMap output_map(const FpropProblem& problem, const void* data) {
+inline CUtensorMap output_map(const HaloConvProblem& problem, const void* data) {
   const HaloGeometry& g = problem.geometry;
   const int size = dtype_size(problem.output.dtype);
   return tensor_map("an output (C, W, H, N)", map_type(problem.output.dtype), problem.output, data,

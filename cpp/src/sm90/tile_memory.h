@@ -24,7 +24,7 @@ struct TileMemory {
                                                int thread) const {
 #pragma unroll
     for (int at = thread; at < kTilePixels; at += kTilePixels / 2) {
-      const Pixel pixel = Pixel::of(tables.g, tables.tile, at);
+      const Pixel pixel = Pixel::of(tables.g, tables.tile, tables.row_phase, at);
       const auto& strides = pass.output.strides;
       offsets[at] = pixel.valid ? (pixel.n - tables.image) * strides[0] +
                                       (pixel.p - tables.first_row()) * strides[2] + pixel.q * strides[3]

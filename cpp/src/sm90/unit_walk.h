@@ -39,8 +39,8 @@ struct UnitWalk {
   EPICONV_HOST_DEVICE std::int32_t box_rows() const { return tile.box_rows(g, unit.rows(g)); }
 
   // The box's first rows that are the last ones of the same unit of the tile before, in a slot that still
-  // holds them. Slots and rows moved keep the swizzle, and where the slot is this one, rows move onto others
-  // that have moved already.
+  // holds them. Slots and rows moved keep the swizzle. Where the slot is this one, rows move onto others that
+  // have moved already, and so all of them move farther than they are many.
   EPICONV_HOST_DEVICE KeptRows kept_rows() const {
     const auto pitch = static_cast<std::int32_t>(g.pitch.divisor);
     const std::int32_t moved = rows_moved();
@@ -50,7 +50,7 @@ struct UnitWalk {
     if (before.offset < 0) before.offset += pitch;
     const std::int32_t had = before.box_rows(g, unit.rows(g)) - moved;
     const std::int32_t kept = had < box_rows() ? had : box_rows();
-    if (kept > moved || kept < 0) return {};
+    if ((kept > moved && g.units == g.num_slots) || kept < 0) return {};
     return {kept, moved};
   }
 

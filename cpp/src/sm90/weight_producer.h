@@ -35,7 +35,6 @@ __device__ __forceinline__ void produce_weights(const ConvParameters& p, const S
     return;
   }
   const TileRange range = TileRange::of(g);
-  const std::int64_t group_bytes = packed_group_bytes(g);
   RingPlace place(g.num_stages);
   // Loads taps that lie one behind the other; returns where they end.
   const auto load = [&](const std::uint8_t* from, int taps) {
@@ -48,18 +47,24 @@ __device__ __forceinline__ void produce_weights(const ConvParameters& p, const S
   };
   Tile tile = Tile::of(g, range.first);
   for (int index = range.first; index < range.last; ++index, tile.advance(g)) {
-    const auto* from =
-        static_cast<const std::uint8_t*>(p.weights) + tile.filter_tile * g.sharers * group_bytes;
+    // Of the consumers, in the order of their turns.
+    const auto share_of_consumer = [&](int consumer) {
+      return Share::of(g, tile.filter_tile * g.sharers + share_of(g, consumer, index - range.first));
+    };
+    const Share first = share_of_consumer(0), last = share_of_consumer(1);
+    const auto begin = [&](const Share& share) {
+      return static_cast<const std::uint8_t*>(p.weights) + share.taps_before(g) * std::int64_t{g.stage_bytes};
+    };
     if (g.turn_is_tile) {
-      for (int sharer = 0; sharer < g.sharers; ++sharer) from = load(from, g.taps);
+      load(begin(first), first.taps(g));
+      if (g.sharers == 2) load(begin(last), last.taps(g));
       continue;
     }
+    const std::uint8_t *of_first = begin(first), *of_last = begin(last);
     Unit unit = Unit::first();
     for (int u = 0; u < g.units; ++u, unit.advance(g)) {
-      const int taps = unit.taps(g);
-      const auto* const next = load(from, taps);
-      load(from + group_bytes, taps);
-      from = next;
+      of_first = load(of_first, unit.taps(g, first.row_phase));
+      of_last = load(of_last, unit.taps(g, last.row_phase));
     }
   }
 }

@@ -12,6 +12,7 @@ template <typename T>
 __device__ __forceinline__ void keep_here(T*& pointer) {
   asm volatile("" : "+l"(pointer));
 }
+__device__ __forceinline__ void keep_here(int& value) { asm volatile("" : "+r"(value)); }
 __device__ __forceinline__ void keep_here(std::uintptr_t& address) { asm volatile("" : "+l"(address)); }
 
 // PTX ISA 10 "%laneid", read at this place: what is computed from it is not kept in registers from one loop

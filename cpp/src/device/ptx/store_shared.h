@@ -14,4 +14,17 @@ __device__ __forceinline__ void store_shared(std::uint32_t address, float first,
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(first), "f"(second) : "memory");
 }
 
+__device__ __forceinline__ void store_shared(std::uint32_t address, std::uint32_t first,
+                                             std::uint32_t second) {
+  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(first), "r"(second) : "memory");
+}
+
+// Four side by side, aligned to 16 bytes.
+__device__ __forceinline__ void store_shared(std::uint32_t address, std::uint32_t first, std::uint32_t second,
+                                             std::uint32_t third, std::uint32_t fourth) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(first), "r"(second), "r"(third),
+               "r"(fourth)
+               : "memory");
+}
+
 }  // namespace epiconv::ptx

@@ -1,11 +1,13 @@
-// Convolution as implicit GEMM over halo tiles (halo_geometry.h), with the epilogue in its store stage.
+// Convolution, and transposed convolution, which is what computes the gradient of a convolution's input, as
+// implicit GEMM over halo tiles (halo_geometry.h), with the epilogue in its store stage.
 //
 // One block per SM computes a range of tiles. Its three warpgroups:
 //   producer   warp 0 streams weights; the other warps load input boxes: by TMA (one thread), by TMA as raw
 //              rows that they turn, or by gathering
 //   consumers  each 64 filters x 256 pixels in registers. They take turns at the tensor cores, so that the
 //              epilogue of one runs while the other multiplies: with two sharers both compute every tile,
-//              each its own filters, and change after each unit; with one, they compute tiles in turns.
+//              each its own filters or rows, and change after each unit; with one, they compute tiles in
+//              turns.
 //
 // Shared memory: input slots, weight stages, raw stages, staging of the consumer warps, tables of the gather,
 // barriers.
@@ -17,6 +19,7 @@
 //   consumer        -- turn -->       other consumer
 #pragma once
 
+#include "sm90/conv_kernels.h"
 #include "sm90/gather_producer.h"
 #include "sm90/mainloop.h"
 #include "sm90/row_producer.h"
@@ -30,23 +33,29 @@ inline constexpr int kProducerRegisters = 104;
 inline constexpr int kConsumerRegisters = 200;
 static_assert(kProducerRegisters + 2 * kConsumerRegisters <= 3 * 168);
 
-template <typename Math, typename In>
+template <typename Maths>
 __device__ __forceinline__ void produce(const ConvParameters& p, const SharedMemory& shared,
                                         std::uint8_t* memory) {
   const int thread = threadIdx.x;
   if (thread < 32) {
     if (thread == 0) produce_weights(p, shared);
-  } else if (p.load == InputLoad::kRows) {
-    RowProducer<Math, In>(p, shared, memory, thread - 32).run();
-  } else if (p.load == InputLoad::kGather) {
-    GatherProducer<Math, In>(p, shared, memory, thread - 32).run();
-  } else if (thread == 32) {
-    produce_by_tma(p, shared);
+  } else if (p.load == InputLoad::kBoxes) {
+    if (thread == 32) produce_by_tma(p, shared);
+  } else {
+    Maths::visit(p.math, [&]<typename Math>() {
+      visit_input<Math>(p.geometry.input_bytes, [&]<typename In>() {
+        if (p.load == InputLoad::kRows) {
+          RowProducer<Math, In>(p, shared, memory, thread - 32).run();
+        } else {
+          GatherProducer<Math, In>(p, shared, memory, thread - 32).run();
+        }
+      });
+    });
   }
 }
 
-template <typename Math, typename In, typename Evaluator>
-__global__ void __launch_bounds__(kThreads, 1) fprop(const __grid_constant__ ConvParameters p) {
+template <typename Maths, typename Evaluator>
+__global__ void __launch_bounds__(kThreads, 1) halo_conv(const __grid_constant__ ConvParameters p) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(kSwizzleAtom) std::uint8_t memory[];
   const SharedMemory shared{p.geometry, ptx::shared_address(memory)};
@@ -54,14 +63,20 @@ __global__ void __launch_bounds__(kThreads, 1) fprop(const __grid_constant__ Con
   __syncthreads();
   if (threadIdx.x < kProducerThreads) {
     ptx::give_registers<kProducerRegisters>();
-    produce<Math, In>(p, shared, memory);
+    produce<Maths>(p, shared, memory);
   } else {
     ptx::take_registers<kConsumerRegisters>();
     // Told to be one for the whole warp, as the compiler must know for the wgmma that depend on it.
     const int consumer = __shfl_sync(0xFFFFFFFF, threadIdx.x / kConsumerThreads, 0) - 1;
-    Consumer<Math, Evaluator>(p, shared, memory, consumer).run();
+    Consumer<Maths, Evaluator>(p, shared, memory, consumer).run();
   }
 #endif
+}
+
+template <typename Maths, typename Evaluator>
+ConvKernel conv_kernel(const char* evaluator) {
+  return {evaluator, reinterpret_cast<const void*>(&halo_conv<Maths, Evaluator>),
+          Evaluator::kTakesFoldedSteps};
 }
 
 }  // namespace epiconv::sm90

@@ -1,4 +1,4 @@
-// Host side of the sm_90a convolution: what the planner has decided, ready to be launched any number of
+// Host side of the sm_90a convolutions: what the planner has decided, ready to be launched any number of
 // times.
 #pragma once
 
@@ -37,17 +37,25 @@ inline StoreKind store_kind(const HaloGeometry& g, const TensorLayout& output) {
   if (stores_filters(output, g.filters)) {
     return boxes_lie_in_rows(g, dtype_size(output.dtype)) ? StoreKind::kBoxes : StoreKind::kFilters;
   }
-  // Pairs begin at even columns of a strip, and no strip ends within one.
-  const bool in_pairs =
-      in_words(output, 3, 2) && g.pitch.divisor % 2 == 0 && g.strip_width % 2 == 0 && g.out_width % 2 == 0;
-  if (!in_pairs) return StoreKind::kPixels;
+  // Words begin at multiples of them, and no strip ends within one.
+  const auto in_pixels = [&](int word) {
+    const int numbers = word >> g.interleave;  // of the raster
+    const bool whole =
+        numbers <= 1 || (g.strip_width % numbers == 0 && (g.step == static_cast<int>(g.pitch.divisor) ||
+                                                          static_cast<int>(g.pitch.divisor) % numbers == 0));
+    const bool are_phases = 1 << g.interleave == g.phases_w;
+    return in_words(output, 3, word) && g.out_width % word == 0 && whole && are_phases;
+  };
+  const bool is_wide = dtype_size(output.dtype) == 4;
+  if (is_wide && g.interleave > 0 && in_pixels(4)) return StoreKind::kQuadsOfPixels;
+  if (!in_pixels(2)) return StoreKind::kPixels;
   const bool is_dense = output.strides[2] == g.out_width;
-  return is_dense && dtype_size(output.dtype) == 4 && stores_in_sectors(g) ? StoreKind::kSectors
-                                                                           : StoreKind::kPairsOfPixels;
+  return is_dense && is_wide && stores_in_sectors(g) ? StoreKind::kSectors : StoreKind::kPairsOfPixels;
 }
 
-struct FpropProblem {
+struct HaloConvProblem {
   HaloGeometry geometry{};
+  bool transposed = false;
   ConvMath math = ConvMath::kTf32;
   InputLoad load = InputLoad::kGather;
   PaddingMode padding_mode = PaddingMode::kZeros;
@@ -57,12 +65,13 @@ struct FpropProblem {
   bool is_used[kNumOperandPlaces] = {};  // the operand is a tensor
 };
 
-class Fprop {
+class HaloConv {
  public:
-  explicit Fprop(const FpropProblem& problem);
-  ~Fprop();
+  explicit HaloConv(const HaloConvProblem& problem);
+  ~HaloConv();
 
-  // "fprop_sm90_tf32_tma_f32_static"; "rows" or "gather" in the place of "tma"
+  // "fprop_sm90_tf32_tma_f32_static"; "dgrad" of a transposed convolution; "rows" or "gather" in the place of
+  // "tma"
   const std::string& kernel() const;
   // Whether the program is computed over whole tiles, and has no more long activations than a pass behind
   // another convolution takes the time of: about one where it moves 16-bit elements, and two of 32. An
@@ -77,7 +86,7 @@ class Fprop {
   std::unique_ptr<const State> state_;
 };
 
-// Writes packed weights (halo_geometry.h); weight: (K, C, R, S).
+// Writes packed weights (halo_geometry.h); weight: (K, C, R, S), whatever the order of its strides.
 void pack_weights(const HaloGeometry& geometry, ConvMath math, const void* weight, const TensorLayout& layout,
                   void* packed, int device, void* stream);
 

@@ -4,9 +4,9 @@
 
 #include "device/current_device.h"
 #include "device/program_steps.h"
+#include "sm90/conv_kernels.h"
 #include "sm90/conv_parameters.h"
-#include "sm90/fprop.h"
-#include "sm90/fprop_kernels.h"
+#include "sm90/halo_conv.h"
 #include "sm90/in_place.h"
 #include "sm90/pipeline.h"
 #include "sm90/tensor_map.h"
@@ -23,24 +23,19 @@ Pattern pattern_of(const TensorLayout& layout, const TensorLayout& output) {
   return like_output ? Pattern::kLinear : Pattern::kScattered;
 }
 
-bool only_of_filters(const FpropProblem& problem) {
+bool only_of_filters(const HaloConvProblem& problem) {
   for (int i = 0; i < kNumOperandPlaces; ++i) {
     if (problem.is_used[i] && pattern_of(problem.operands[i], problem.output) != Pattern::kOne) return false;
   }
   return true;
 }
 
-FpropKernel kernel_of(const FpropProblem& problem) {
-  const bool rounded = problem.input.dtype == DType::kFloat32;
-  const auto choose = [&](auto&& of) { return of(problem.program, only_of_filters(problem)); };
-  switch (problem.math) {
-    case ConvMath::kTf32:
-      return choose(fprop_tf32);
-    case ConvMath::kBf16:
-      return rounded ? choose(fprop_bf16_of_fp32) : choose(fprop_bf16);
-    default:
-      return rounded ? choose(fprop_fp16_of_fp32) : choose(fprop_fp16);
-  }
+ConvKernel kernel_of(const HaloConvProblem& problem) {
+  const int interleave = problem.geometry.interleave;
+  ConvKernel kernel{};
+  if (only_of_filters(problem)) kernel = static_kernel(problem.program, problem.math, interleave);
+  if (kernel.function == nullptr && problem.program.is_chain()) kernel = chain_kernel(interleave);
+  return kernel.function != nullptr ? kernel : dag_kernel(interleave);
 }
 
 const char* name_of(ConvMath math) {
@@ -51,8 +46,8 @@ const char* name_of(InputLoad load) {
   return load == InputLoad::kBoxes ? "tma" : load == InputLoad::kRows ? "rows" : "gather";
 }
 
-FpropProblem with_gates_of(const FpropProblem& problem) {
-  FpropProblem result = problem;
+HaloConvProblem with_gates_of(const HaloConvProblem& problem) {
+  HaloConvProblem result = problem;
   result.program = with_gates(problem.program);
   return result;
 }
@@ -67,7 +62,7 @@ bool is_aligned(const void* pointer, int bytes = 16) {
   return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
 }
 
-GatheredInput gathered_input(const FpropProblem& problem) {
+GatheredInput gathered_input(const HaloConvProblem& problem) {
   const auto& strides = problem.input.strides;
   const bool in_vectors = in_words(problem.input, 1, 16 / dtype_size(problem.input.dtype));
   const bool in_pairs = in_words(problem.input, 3, 2) && problem.geometry.width % 2 == 0 &&
@@ -111,21 +106,22 @@ int multiprocessors(int device) {
 
 }  // namespace
 
-struct Fprop::State {
-  FpropProblem problem;
-  FpropKernel kernel;
+struct HaloConv::State {
+  HaloConvProblem problem;
+  ConvKernel kernel;
   std::string name;
   Pass pass;  // for its program
   ConvParameters parameters{};
   mutable std::atomic<std::uint64_t> prepared_devices{0};
 
-  explicit State(const FpropProblem& the_problem)
+  explicit State(const HaloConvProblem& the_problem)
       : problem(with_gates_of(the_problem)),
         kernel(kernel_of(problem)),
-        name(
-            concat("fprop_sm90_", name_of(problem.math), "_", name_of(problem.load), "_", kernel.evaluator)) {
+        name(concat(problem.transposed ? "dgrad_sm90_" : "fprop_sm90_", name_of(problem.math), "_",
+                    name_of(problem.load), "_", kernel.evaluator)) {
     const HaloGeometry& g = problem.geometry;
     pass.program = problem.program;
+    parameters.math = problem.math;
     parameters.load = problem.load;
     parameters.geometry = g;
     parameters.input = gathered_input(problem);
@@ -153,20 +149,20 @@ struct Fprop::State {
   }
 };
 
-Fprop::Fprop(const FpropProblem& problem) : state_(std::make_unique<const State>(problem)) {}
-Fprop::~Fprop() = default;
+HaloConv::HaloConv(const HaloConvProblem& problem) : state_(std::make_unique<const State>(problem)) {}
+HaloConv::~HaloConv() = default;
 
-const std::string& Fprop::kernel() const { return state_->name; }
-bool Fprop::hides_epilogue() const {
+const std::string& HaloConv::kernel() const { return state_->name; }
+bool HaloConv::hides_epilogue() const {
   const EpilogueParameters& epilogue = state_->parameters.epilogue;
   if (!epilogue.runs_in_place) return !state_->kernel.takes_folded_steps;
   return long_activations(epilogue) <= dtype_size(epilogue.output.dtype) / 2;
 }
 
-void Fprop::launch(const PassPointers& pointers, const void* weights, int device, void* stream) const {
+void HaloConv::launch(const PassPointers& pointers, const void* weights, int device, void* stream) const {
   make_current(device);
   state_->prepare(device);
-  const FpropProblem& problem = state_->problem;
+  const HaloConvProblem& problem = state_->problem;
   const HaloGeometry& g = problem.geometry;
   ConvParameters p = state_->parameters;
   if (problem.load != InputLoad::kGather) p.input_map = input_map(problem, pointers.input);

@@ -1,0 +1,24 @@
+// The convolution kernels by what runs the program, each in a file of its own. Those of static programs are
+// for one math each, since code that is not there does not push the rest out of the instruction cache (4 % of
+// bf16 in NCHW); the interpreters are for every math. `interleave` is that of the geometry.
+#pragma once
+
+#include "epiconv/conv_plan.h"
+#include "lowering.h"
+
+namespace epiconv::sm90 {
+
+struct ConvKernel {
+  const char* evaluator;    // "f32_static"
+  const void* function;     // nullptr: there is none
+  bool takes_folded_steps;  // of device/fold_steps.h
+};
+
+// Made for this very program, whose operands all have one element for each filter.
+ConvKernel static_kernel(const LoweredProgram& program, ConvMath math, int interleave);
+// For any chain.
+ConvKernel chain_kernel(int interleave);
+// For any program.
+ConvKernel dag_kernel(int interleave);
+
+}  // namespace epiconv::sm90
