@@ -7,7 +7,7 @@
 //   consumers  each 64 filters x 256 pixels in registers. They take turns at the tensor cores, so that the
 //              epilogue of one runs while the other multiplies: with two sharers both compute every tile,
 //              each its own filters or rows, and change after each unit; with one, they compute tiles in
-//              turns.
+//              turns. (mainloop.h says where they need not take turns.)
 //
 // Shared memory: input slots, weight stages, raw stages, staging of the consumer warps, tables of the gather,
 // barriers.

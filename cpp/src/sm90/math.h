@@ -27,13 +27,7 @@ struct Tf32 {
   template <int kColumns, int kFirst>
   __device__ __forceinline__ static void multiply(float (&d)[128], std::uint64_t a, std::uint64_t b,
                                                   int accumulate) {
-    if constexpr (kColumns == 256) {
-      ptx::wgmma_tf32_256<kFirst>(d, a, b, accumulate);
-    } else if constexpr (kColumns == 128) {
-      ptx::wgmma_tf32_128<kFirst>(d, a, b, accumulate);
-    } else {
-      ptx::wgmma_tf32_64<kFirst>(d, a, b, accumulate);
-    }
+    ptx::wgmma_tf32<kColumns, kFirst>(d, a, b, accumulate);
   }
   __device__ __forceinline__ static uint4 pack(const float (&values)[kPieceChannels]) {
     return {ptx::round_to_tf32(values[0]), ptx::round_to_tf32(values[1]), ptx::round_to_tf32(values[2]),
@@ -47,13 +41,7 @@ struct Bf16 {
   template <int kColumns, int kFirst>
   __device__ __forceinline__ static void multiply(float (&d)[128], std::uint64_t a, std::uint64_t b,
                                                   int accumulate) {
-    if constexpr (kColumns == 256) {
-      ptx::wgmma_bf16_256<kFirst>(d, a, b, accumulate);
-    } else if constexpr (kColumns == 128) {
-      ptx::wgmma_bf16_128<kFirst>(d, a, b, accumulate);
-    } else {
-      ptx::wgmma_bf16_64<kFirst>(d, a, b, accumulate);
-    }
+    ptx::wgmma_bf16<kColumns, kFirst>(d, a, b, accumulate);
   }
   __device__ __forceinline__ static uint4 pack(const float (&values)[kPieceChannels]) {
     const auto two = [&](int j) {
@@ -75,13 +63,7 @@ struct Fp16 {
   template <int kColumns, int kFirst>
   __device__ __forceinline__ static void multiply(float (&d)[128], std::uint64_t a, std::uint64_t b,
                                                   int accumulate) {
-    if constexpr (kColumns == 256) {
-      ptx::wgmma_fp16_256<kFirst>(d, a, b, accumulate);
-    } else if constexpr (kColumns == 128) {
-      ptx::wgmma_fp16_128<kFirst>(d, a, b, accumulate);
-    } else {
-      ptx::wgmma_fp16_64<kFirst>(d, a, b, accumulate);
-    }
+    ptx::wgmma_fp16<kColumns, kFirst>(d, a, b, accumulate);
   }
   __device__ __forceinline__ static uint4 pack(const float (&values)[kPieceChannels]) {
     const auto two = [&](int j) {

@@ -28,18 +28,23 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t address,
          ((address & 0x3FFFF) >> 4);
 }
 
-// The accumulators of a thread, from d[kFirst] on, as an instruction names them and as its operands.
+// The accumulators of a thread, from d[kFirst] on, as an instruction names them and as its operands: those of
+// 64 columns, and what more columns have behind them.
 // clang-format off
-#define EPICONV_REGISTERS_256 \
+#define EPICONV_REGISTERS_64 \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define EPICONV_REGISTERS_128 \
+  EPICONV_REGISTERS_64 ", " \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define EPICONV_REGISTERS_256 \
+  EPICONV_REGISTERS_128 ", " \
   "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
   "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define EPICONV_ACCUMULATORS_256 \
+#define EPICONV_ACCUMULATORS_64 \
   "+f"(d[kFirst + 0]), "+f"(d[kFirst + 1]), "+f"(d[kFirst + 2]), "+f"(d[kFirst + 3]), \
   "+f"(d[kFirst + 4]), "+f"(d[kFirst + 5]), "+f"(d[kFirst + 6]), "+f"(d[kFirst + 7]), \
   "+f"(d[kFirst + 8]), "+f"(d[kFirst + 9]), "+f"(d[kFirst + 10]), "+f"(d[kFirst + 11]), \
@@ -47,7 +52,9 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t address,
   "+f"(d[kFirst + 16]), "+f"(d[kFirst + 17]), "+f"(d[kFirst + 18]), "+f"(d[kFirst + 19]), \
   "+f"(d[kFirst + 20]), "+f"(d[kFirst + 21]), "+f"(d[kFirst + 22]), "+f"(d[kFirst + 23]), \
   "+f"(d[kFirst + 24]), "+f"(d[kFirst + 25]), "+f"(d[kFirst + 26]), "+f"(d[kFirst + 27]), \
-  "+f"(d[kFirst + 28]), "+f"(d[kFirst + 29]), "+f"(d[kFirst + 30]), "+f"(d[kFirst + 31]), \
+  "+f"(d[kFirst + 28]), "+f"(d[kFirst + 29]), "+f"(d[kFirst + 30]), "+f"(d[kFirst + 31])
+#define EPICONV_ACCUMULATORS_128 \
+  EPICONV_ACCUMULATORS_64, \
   "+f"(d[kFirst + 32]), "+f"(d[kFirst + 33]), "+f"(d[kFirst + 34]), "+f"(d[kFirst + 35]), \
   "+f"(d[kFirst + 36]), "+f"(d[kFirst + 37]), "+f"(d[kFirst + 38]), "+f"(d[kFirst + 39]), \
   "+f"(d[kFirst + 40]), "+f"(d[kFirst + 41]), "+f"(d[kFirst + 42]), "+f"(d[kFirst + 43]), \
@@ -55,7 +62,9 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t address,
   "+f"(d[kFirst + 48]), "+f"(d[kFirst + 49]), "+f"(d[kFirst + 50]), "+f"(d[kFirst + 51]), \
   "+f"(d[kFirst + 52]), "+f"(d[kFirst + 53]), "+f"(d[kFirst + 54]), "+f"(d[kFirst + 55]), \
   "+f"(d[kFirst + 56]), "+f"(d[kFirst + 57]), "+f"(d[kFirst + 58]), "+f"(d[kFirst + 59]), \
-  "+f"(d[kFirst + 60]), "+f"(d[kFirst + 61]), "+f"(d[kFirst + 62]), "+f"(d[kFirst + 63]), \
+  "+f"(d[kFirst + 60]), "+f"(d[kFirst + 61]), "+f"(d[kFirst + 62]), "+f"(d[kFirst + 63])
+#define EPICONV_ACCUMULATORS_256 \
+  EPICONV_ACCUMULATORS_128, \
   "+f"(d[kFirst + 64]), "+f"(d[kFirst + 65]), "+f"(d[kFirst + 66]), "+f"(d[kFirst + 67]), \
   "+f"(d[kFirst + 68]), "+f"(d[kFirst + 69]), "+f"(d[kFirst + 70]), "+f"(d[kFirst + 71]), \
   "+f"(d[kFirst + 72]), "+f"(d[kFirst + 73]), "+f"(d[kFirst + 74]), "+f"(d[kFirst + 75]), \
@@ -72,64 +81,34 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t address,
   "+f"(d[kFirst + 116]), "+f"(d[kFirst + 117]), "+f"(d[kFirst + 118]), "+f"(d[kFirst + 119]), \
   "+f"(d[kFirst + 120]), "+f"(d[kFirst + 121]), "+f"(d[kFirst + 122]), "+f"(d[kFirst + 123]), \
   "+f"(d[kFirst + 124]), "+f"(d[kFirst + 125]), "+f"(d[kFirst + 126]), "+f"(d[kFirst + 127])
-#define EPICONV_REGISTERS_128 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define EPICONV_ACCUMULATORS_128 \
-  "+f"(d[kFirst + 0]), "+f"(d[kFirst + 1]), "+f"(d[kFirst + 2]), "+f"(d[kFirst + 3]), \
-  "+f"(d[kFirst + 4]), "+f"(d[kFirst + 5]), "+f"(d[kFirst + 6]), "+f"(d[kFirst + 7]), \
-  "+f"(d[kFirst + 8]), "+f"(d[kFirst + 9]), "+f"(d[kFirst + 10]), "+f"(d[kFirst + 11]), \
-  "+f"(d[kFirst + 12]), "+f"(d[kFirst + 13]), "+f"(d[kFirst + 14]), "+f"(d[kFirst + 15]), \
-  "+f"(d[kFirst + 16]), "+f"(d[kFirst + 17]), "+f"(d[kFirst + 18]), "+f"(d[kFirst + 19]), \
-  "+f"(d[kFirst + 20]), "+f"(d[kFirst + 21]), "+f"(d[kFirst + 22]), "+f"(d[kFirst + 23]), \
-  "+f"(d[kFirst + 24]), "+f"(d[kFirst + 25]), "+f"(d[kFirst + 26]), "+f"(d[kFirst + 27]), \
-  "+f"(d[kFirst + 28]), "+f"(d[kFirst + 29]), "+f"(d[kFirst + 30]), "+f"(d[kFirst + 31]), \
-  "+f"(d[kFirst + 32]), "+f"(d[kFirst + 33]), "+f"(d[kFirst + 34]), "+f"(d[kFirst + 35]), \
-  "+f"(d[kFirst + 36]), "+f"(d[kFirst + 37]), "+f"(d[kFirst + 38]), "+f"(d[kFirst + 39]), \
-  "+f"(d[kFirst + 40]), "+f"(d[kFirst + 41]), "+f"(d[kFirst + 42]), "+f"(d[kFirst + 43]), \
-  "+f"(d[kFirst + 44]), "+f"(d[kFirst + 45]), "+f"(d[kFirst + 46]), "+f"(d[kFirst + 47]), \
-  "+f"(d[kFirst + 48]), "+f"(d[kFirst + 49]), "+f"(d[kFirst + 50]), "+f"(d[kFirst + 51]), \
-  "+f"(d[kFirst + 52]), "+f"(d[kFirst + 53]), "+f"(d[kFirst + 54]), "+f"(d[kFirst + 55]), \
-  "+f"(d[kFirst + 56]), "+f"(d[kFirst + 57]), "+f"(d[kFirst + 58]), "+f"(d[kFirst + 59]), \
-  "+f"(d[kFirst + 60]), "+f"(d[kFirst + 61]), "+f"(d[kFirst + 62]), "+f"(d[kFirst + 63])
-#define EPICONV_REGISTERS_64 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define EPICONV_ACCUMULATORS_64 \
-  "+f"(d[kFirst + 0]), "+f"(d[kFirst + 1]), "+f"(d[kFirst + 2]), "+f"(d[kFirst + 3]), \
-  "+f"(d[kFirst + 4]), "+f"(d[kFirst + 5]), "+f"(d[kFirst + 6]), "+f"(d[kFirst + 7]), \
-  "+f"(d[kFirst + 8]), "+f"(d[kFirst + 9]), "+f"(d[kFirst + 10]), "+f"(d[kFirst + 11]), \
-  "+f"(d[kFirst + 12]), "+f"(d[kFirst + 13]), "+f"(d[kFirst + 14]), "+f"(d[kFirst + 15]), \
-  "+f"(d[kFirst + 16]), "+f"(d[kFirst + 17]), "+f"(d[kFirst + 18]), "+f"(d[kFirst + 19]), \
-  "+f"(d[kFirst + 20]), "+f"(d[kFirst + 21]), "+f"(d[kFirst + 22]), "+f"(d[kFirst + 23]), \
-  "+f"(d[kFirst + 24]), "+f"(d[kFirst + 25]), "+f"(d[kFirst + 26]), "+f"(d[kFirst + 27]), \
-  "+f"(d[kFirst + 28]), "+f"(d[kFirst + 29]), "+f"(d[kFirst + 30]), "+f"(d[kFirst + 31])
 // clang-format on
 
-// wgmma_<type>_<columns><kFirst>(d, a, b, accumulate): d (64 x columns), which begins with the thread's
-// d[kFirst], = a (64 x 32 bytes) * b (columns x 32 bytes)^T, added to d if `accumulate`.
-#define EPICONV_WGMMA(kType, kColumns, kShape, kSigns, kA, kB, kAccumulate)                     \
-  template <int kFirst>                                                                         \
-  __device__ __forceinline__ void wgmma_##kType##_##kColumns(float (&d)[128], std::uint64_t a,  \
-                                                             std::uint64_t b, int accumulate) { \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " kAccumulate                                \
-                 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #kColumns kShape                     \
-                 " {" EPICONV_REGISTERS_##kColumns "}, " kA ", " kB ", p, " kSigns ";\n}"       \
-                 : EPICONV_ACCUMULATORS_##kColumns                                              \
-                 : "l"(a), "l"(b), "r"(accumulate));                                            \
+// wgmma_<type><kColumns, kFirst>(d, a, b, accumulate): d (64 x kColumns), which begins with the thread's
+// d[kFirst], = a (64 x 32 bytes) * b (kColumns x 32 bytes)^T, added to d if `accumulate`.
+#define EPICONV_WGMMA_OF(kColumns, kShape, kSigns, kA, kB, kAccumulate)                                     \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " kAccumulate                                              \
+               ", 0;\nwgmma.mma_async.sync.aligned.m64n" #kColumns kShape " {" EPICONV_REGISTERS_##kColumns \
+               "}, " kA ", " kB ", p, " kSigns ";\n}"                                                       \
+               : EPICONV_ACCUMULATORS_##kColumns                                                            \
+               : "l"(a), "l"(b), "r"(accumulate))
+#define EPICONV_WGMMA(kType, kShape, kSigns)                                                       \
+  template <int kColumns, int kFirst>                                                              \
+  __device__ __forceinline__ void wgmma_##kType(float (&d)[128], std::uint64_t a, std::uint64_t b, \
+                                                int accumulate) {                                  \
+    static_assert(kColumns == 256 || kColumns == 128 || kColumns == 64);                           \
+    if constexpr (kColumns == 256) {                                                               \
+      EPICONV_WGMMA_OF(256, kShape, kSigns, "%128", "%129", "%130");                               \
+    } else if constexpr (kColumns == 128) {                                                        \
+      EPICONV_WGMMA_OF(128, kShape, kSigns, "%64", "%65", "%66");                                  \
+    } else {                                                                                       \
+      EPICONV_WGMMA_OF(64, kShape, kSigns, "%32", "%33", "%34");                                   \
+    }                                                                                              \
   }
-EPICONV_WGMMA(tf32, 256, "k8.f32.tf32.tf32", "1, 1", "%128", "%129", "%130")
-EPICONV_WGMMA(bf16, 256, "k16.f32.bf16.bf16", "1, 1, 0, 0", "%128", "%129", "%130")
-EPICONV_WGMMA(fp16, 256, "k16.f32.f16.f16", "1, 1, 0, 0", "%128", "%129", "%130")
-EPICONV_WGMMA(tf32, 128, "k8.f32.tf32.tf32", "1, 1", "%64", "%65", "%66")
-EPICONV_WGMMA(bf16, 128, "k16.f32.bf16.bf16", "1, 1, 0, 0", "%64", "%65", "%66")
-EPICONV_WGMMA(fp16, 128, "k16.f32.f16.f16", "1, 1, 0, 0", "%64", "%65", "%66")
-EPICONV_WGMMA(tf32, 64, "k8.f32.tf32.tf32", "1, 1", "%32", "%33", "%34")
-EPICONV_WGMMA(bf16, 64, "k16.f32.bf16.bf16", "1, 1, 0, 0", "%32", "%33", "%34")
-EPICONV_WGMMA(fp16, 64, "k16.f32.f16.f16", "1, 1, 0, 0", "%32", "%33", "%34")
+EPICONV_WGMMA(tf32, "k8.f32.tf32.tf32", "1, 1")
+EPICONV_WGMMA(bf16, "k16.f32.bf16.bf16", "1, 1, 0, 0")
+EPICONV_WGMMA(fp16, "k16.f32.f16.f16", "1, 1, 0, 0")
 #undef EPICONV_WGMMA
+#undef EPICONV_WGMMA_OF
 #undef EPICONV_REGISTERS_256
 #undef EPICONV_REGISTERS_128
 #undef EPICONV_REGISTERS_64
