@@ -87,6 +87,7 @@ class Plan:
             rests = [p % s for p, s in zip(problem.padding_begin, problem.stride, strict=True)]
             self.weight_format += f"_transposed_{problem.stride}_{rests}"
         self.hides_epilogue = core.hides_epilogue
+        self.workspace_bytes = core.workspace_bytes
         self.packed_bytes = 4 * torch.Size(self.problem.weight).numel()
 
     def _rounded(self, tensor):
@@ -116,9 +117,10 @@ class Plan:
             x = F.pad(x, pads, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
         return (F.conv1d if rank == 1 else F.conv2d)(x, weight, dilation=problem.dilation)
 
-    def run(self, input, packed, output, bias, device, stream, *operands):
+    def run(self, input, packed, output, bias, workspace, device, stream, *operands):
         assert input % self.input_alignment == 0
         assert (bias != 0) == (self.bias is not None)
+        assert (workspace != 0) == (self.workspace_bytes > 0)
         self.core.runs.append((self, stream, packed))
         problem = self.problem
         x = self._rounded(memory(input, getattr(torch, self.input_dtype), problem.input, self.input_strides))
@@ -142,6 +144,7 @@ class Core:
         log: what streams waited for, and what was recorded on them.
         refuse: from a plan the reason why it cannot run, or "".
         hides_epilogue: what its plans say.
+        workspace_bytes: of its plans.
         formats_differ: whether the weight's format depends on the input's alignment.
         stream: address of the current stream.
         capturing: whether a CUDA graph is being captured.
@@ -153,6 +156,7 @@ class Core:
         self.refuse = lambda plan: ""
         self.hides_epilogue = True
         self.formats_differ = False
+        self.workspace_bytes = 0
         self.stream = 1
         self.capturing = False
 

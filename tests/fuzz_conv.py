@@ -312,7 +312,7 @@ def check(conv, device):
     packed.before = packed.buffer.clone()
     plan.run(
         *(x.data_ptr(), packed.tensor.data_ptr(), output.tensor.data_ptr()),
-        *(0 if bias is None else bias.data_ptr(), index, stream),
+        *(0 if bias is None else bias.data_ptr(), 0, index, stream),
         *operand_reader(operands)(operands),
     )
     if device.type == "cuda":

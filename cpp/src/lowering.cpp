@@ -154,13 +154,13 @@ class Lowering {
     const struct {
       Opcode op;
       int operand;
-    } parts[] = {{Opcode::kSub, kMeanOperand}, {Opcode::kMul, kScaleOperand}, {Opcode::kAdd, kShiftOperand}};
+    } parts[] = {{Opcode::kAdd, kMeanOperand}, {Opcode::kMul, kScaleOperand}, {Opcode::kAdd, kShiftOperand}};
     for (const auto& part : parts) {
       Step<double> step = make_step(part.op, 2);
       step.source[1] = Source::kOperand;
       step.index[1] = static_cast<std::uint8_t>(part.operand);
       step.p = 1.0;
-      if (part.op == Opcode::kSub) set_source(step, 0, statement.arguments[0], i);
+      if (part.operand == kMeanOperand) set_source(step, 0, statement.arguments[0], i);
       result_.steps.push_back(step);
     }
   }
@@ -179,6 +179,46 @@ bool LoweredProgram::is_chain() const {
   return num_slots == 0 && std::all_of(steps.begin(), steps.end(), [](const Step<double>& step) {
            return (fetches_of(step) & ~kFetchB) == 0 && step.source[1] != Source::kAccumulator;
          });
+}
+
+LoweredProgram LoweredProgram::before_norm() const {
+  LoweredProgram part = *this;
+  part.has_group_norm = false;
+  part.steps.resize(static_cast<std::size_t>(num_before_norm));
+  std::erase_if(part.late_numbers, [&](const LateNumber& late) { return late.step >= num_before_norm; });
+  return part;
+}
+
+LoweredProgram LoweredProgram::behind_statistics() const {
+  LoweredProgram part = *this;
+  part.has_group_norm = false;
+  part.num_before_norm = 0;
+  part.save_input = -1;
+  part.steps.erase(part.steps.begin(), part.steps.begin() + num_before_norm);
+  std::erase_if(part.late_numbers, [&](const LateNumber& late) { return late.step < num_before_norm; });
+  for (LateNumber& late : part.late_numbers) late.step -= num_before_norm;
+  return part;
+}
+
+bool LoweredProgram::restarts_at_norm() const {
+  bool is_new[kMaxLiveValues + 1] = {};
+  for (std::size_t i = static_cast<std::size_t>(num_before_norm); i < steps.size(); ++i) {
+    const Step<double>& step = steps[i];
+    for (int k = 0; k < std::max<int>(1, step.num_values); ++k) {
+      if (step.source[k] == Source::kSlot && !is_new[step.index[k]]) return false;
+    }
+    if (step.save >= 0) is_new[step.save] = true;
+  }
+  return true;
+}
+
+bool LoweredProgram::reads(int operand) const {
+  return std::any_of(steps.begin(), steps.end(), [&](const Step<double>& step) {
+    for (int k = 0; k < step.num_values; ++k) {
+      if (step.source[k] == Source::kOperand && step.index[k] == operand) return true;
+    }
+    return false;
+  });
 }
 
 LoweredProgram lower(const Program& program, const LoweringOptions& options) {

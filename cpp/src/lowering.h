@@ -4,7 +4,7 @@
 // value that a later step than the next one reads is saved to a slot when it is made.
 //
 // Operands are numbered as in the program; behind them come the conv bias, which is the program's first
-// operation, and what a GroupNorm is turned into: v = (v - mean) * scale + shift, each one value per sample
+// operation, and what a GroupNorm is turned into: v = (v + -mean) * scale + shift, each one value per sample
 // and channel.
 #pragma once
 
@@ -44,7 +44,8 @@ inline constexpr int kBiasOperand = kMaxOperands;
 inline constexpr int kMeanOperand = kMaxOperands + 1;
 inline constexpr int kScaleOperand = kMaxOperands + 2;
 inline constexpr int kShiftOperand = kMaxOperands + 3;
-inline constexpr int kNumOperandPlaces = kMaxOperands + 4;
+inline constexpr int kNumNormOperands = 3;
+inline constexpr int kNumOperandPlaces = kMaxOperands + 1 + kNumNormOperands;
 inline constexpr int kMaxSteps = kMaxStatements + 3;  // the bias, and two more for a GroupNorm
 
 // A step's number that is known only when the program runs: the value of an operand that is a number.
@@ -64,6 +65,14 @@ struct LoweredProgram {
 
   // Whether each step computes its value from the one before and at most one operand, its b.
   bool is_chain() const;
+
+  // Of a program with a GroupNorm: the steps that compute its input, and those behind.
+  LoweredProgram before_norm() const;
+  LoweredProgram behind_statistics() const;
+  // Whether what is behind reads no value that is older than the norm's input.
+  bool restarts_at_norm() const;
+  // Whether a step reads an operand.
+  bool reads(int operand) const;
 
   // Of the GroupNorm.
   bool has_group_norm = false;

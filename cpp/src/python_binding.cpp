@@ -269,12 +269,14 @@ void pack_weights(const ConvPlan& plan, std::uintptr_t weight, const std::string
 }
 
 void run_conv_plan(const ConvPlan& plan, std::uintptr_t input, std::uintptr_t packed, std::uintptr_t output,
-                   std::uintptr_t bias, int device, std::uintptr_t stream, const py::args& operands) {
+                   std::uintptr_t bias, std::uintptr_t workspace, int device, std::uintptr_t stream,
+                   const py::args& operands) {
   ConvPointers pointers;
   pointers.input = reinterpret_cast<const void*>(input);
   pointers.weights = reinterpret_cast<const void*>(packed);
   pointers.output = reinterpret_cast<void*>(output);
   pointers.bias = reinterpret_cast<const void*>(bias);
+  pointers.workspace = reinterpret_cast<void*>(workspace);
   pointers.device = device;
   pointers.stream = reinterpret_cast<void*>(stream);
   const CrossedOperands crossed(operands);
@@ -289,6 +291,7 @@ void bind_conv_plan(py::module_& module) {
       .def_property_readonly("hides_epilogue", &ConvPlan::hides_epilogue)
       .def_property_readonly("weight_format", &ConvPlan::weight_format)
       .def_property_readonly("packed_bytes", &ConvPlan::packed_bytes)
+      .def_property_readonly("workspace_bytes", &ConvPlan::workspace_bytes)
       .def("pack", &pack_weights)
       .def("run", &run_conv_plan);
   module.def("make_conv_plan", &make_conv_plan, py::arg("problem"), py::arg("math"), py::arg("input_dtype"),

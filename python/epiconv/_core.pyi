@@ -122,6 +122,7 @@ class ConvPlan:
     hides_epilogue: bool  # else a pass behind another convolution is faster
     weight_format: str  # packed weights of one weight tensor serve every plan with the same format
     packed_bytes: int
+    workspace_bytes: int  # of a run
     def pack(
         self,
         weight: int,
@@ -139,6 +140,7 @@ class ConvPlan:
         packed: int,
         output: int,
         bias: int,
+        workspace: int,  # aligned to 256 bytes
         device: int,
         stream: int,
         *operands: int | float,

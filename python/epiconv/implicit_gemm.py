@@ -6,7 +6,7 @@ can run a given problem and program is decided by the core, which answers with a
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, NoReturn
 
 import torch
@@ -199,20 +199,23 @@ class ImplicitGemm:
         last_bits = _ALIGNMENT - 1
         has_versions = not planned_weight.is_inference()
         is_kept = has_versions and not planned_weight.requires_grad
-        # By the last bits of the input's address: launch, find, find_owned; launch is None where no kernel
-        # takes such an address.
-        prepared: list[tuple[Any, Any, Any] | None] = [None] * _ALIGNMENT
+        # By the last bits of the input's address: launch, find, find_owned, make_workspace; launch is None
+        # where no kernel takes such an address, make_workspace where it takes none.
+        prepared: list[tuple[Any, Any, Any, Any] | None] = [None] * _ALIGNMENT
 
-        def prepare(source: int, weight: torch.Tensor) -> tuple[Any, Any, Any]:
+        def prepare(source: int, weight: torch.Tensor) -> tuple[Any, Any, Any, Any]:
             plan = self._plan_at(source)
             if isinstance(plan, str):
-                return None, None, None
+                return None, None, None, None
+            size = plan.workspace_bytes
+            make_workspace = partial(torch.empty, size, dtype=torch.uint8, device=device) if size else None
             packing = packing_of(plan, weight)
             once = packing.once
             return (
                 plan.run,
                 packing.find if is_kept else once,
                 packing.find_owned if has_versions else lambda weight, stream, owner: once(weight, stream),
+                make_workspace,
             )
 
         def run(
@@ -228,20 +231,22 @@ class ImplicitGemm:
             found = prepared[source & last_bits]
             if found is None:
                 found = prepared[source & last_bits] = prepare(source, weight)
-            launch, find, find_owned = found
+            launch, find, find_owned, make_workspace = found
             if launch is None:
                 return otherwise(input, weight, bias, operands, owner)
             if current_device() != index:
                 with torch.cuda.device(index):
                     return run(input, weight, bias, operands, owner)
             stream = raw_stream(index)
-            # Freed at the end of this call at the earliest: the caching allocator hands its memory out
-            # again to later work on this stream only.
+            # Both are freed at the end of this call at the earliest: the caching allocator hands their memory
+            # out again to later work on this stream only.
             packed = find(weight, stream) if owner is None else find_owned(weight, stream, owner)
+            workspace = None if make_workspace is None else make_workspace()
             output = make_output()
             bias_address = 0 if bias is None else address(bias)
             launch(
-                *(source, packed.address, address(output), bias_address, index, stream),
+                *(source, packed.address, address(output), bias_address),
+                *(0 if workspace is None else address(workspace), index, stream),
                 *addresses(operands),
             )
             return output

@@ -64,7 +64,7 @@ void check_memory(const HaloProblem& problem, const HaloGeometry& g) {
   expect(g.slot_bytes % kSwizzleAtom == 0, "slots of ", g.slot_bytes, " bytes");
   expect(g.stage_bytes % kSwizzleAtom == 0, "stages of ", g.stage_bytes, " bytes");
   expect(g.staging_offset % 128 == 0 && g.tile_memory_offset % 128 == 0, "offsets are no multiples of 128");
-  expect(kTileMemoryBytes % 4 == 0 && g.table_offset % 8 == 0 && g.barrier_offset % 8 == 0,
+  expect(tile_memory_bytes(g.joint_rows) % 4 == 0 && g.table_offset % 8 == 0 && g.barrier_offset % 8 == 0,
          "tables or barriers are not aligned");
   expect(g.weights_offset() == g.num_slots * g.slot_bytes, "slots run into the stages");
   expect(g.raw_offset >= g.weights_offset() + g.num_stages * g.stage_bytes, "stages run into the raw ones");
@@ -77,22 +77,28 @@ void check_memory(const HaloProblem& problem, const HaloGeometry& g) {
   expect(g.warp_staging_bytes >= staged, g.warp_staging_bytes, " bytes of staging memory");
   expect(g.tile_memory_offset >= g.staging_offset + kConsumerWarps * g.warp_staging_bytes,
          "staging runs into the tile memory");
-  expect(g.table_offset >= g.tile_memory_offset + 2 * kTileMemoryBytes,
+  expect(g.table_offset >= g.tile_memory_offset + 2 * tile_memory_bytes(g.joint_rows),
          "the tile memory runs into the tables");
   expect(g.barrier_offset >= g.table_offset + tables, "the tables run into the barriers");
   expect(g.shared_bytes >= g.barrier_offset + kBarrierBytes, "the barriers run out of shared memory");
-  expect(std::int64_t{g.box_rows} * pitch * g.row_bytes <= g.slot_bytes, "a box is larger than its slot");
+  expect(std::int64_t{g.joint_rows} * g.plane_rows * pitch * g.row_bytes <= g.slot_bytes &&
+             g.joint_rows * g.plane_rows >= g.box_rows,
+         "a box is larger than its slot");
   expect(g.slot_bytes < 1 << 20, "an mbarrier cannot count a slot's bytes");
   expect(g.num_slots >= 2 && g.num_slots <= kMaxSlots, g.num_slots, " slots");
-  const std::int64_t taps =
-      std::int64_t{g.channel_blocks} * problem.taps_r * problem.taps_s * g.filter_groups();
+  const std::int64_t taps = std::int64_t{g.channel_blocks} * (problem.taps_r + g.joint_rows - 1) *
+                            problem.taps_s * g.filter_groups();
   expect(g.num_stages >= std::min<std::int64_t>(4, taps) && g.num_stages <= kMaxWeightStages, g.num_stages,
          " stages");
   expect(!g.weights_stay || g.num_stages == taps, g.num_stages, " stages for ", taps, " taps that stay");
   // The last row that the last number of the last tap reads, in the last slot.
   const std::int64_t most_offset = g.step % pitch == 0 ? 0 : pitch - 1;
-  const std::int64_t last_row = most_offset + g.run - 1 + std::int64_t{g.group_r - 1} * g.dilation_h * pitch +
-                                std::int64_t{g.group_s - 1} * g.dilation_w;
+  std::int64_t last_line = 0;
+  for (std::int32_t r = 0; r < g.group_r; ++r) {
+    last_line = std::max<std::int64_t>(last_line, g.slot_line(r * g.dilation_h));
+  }
+  const std::int64_t last_row =
+      most_offset + g.run - 1 + last_line * pitch + std::int64_t{g.group_s - 1} * g.dilation_w;
   const std::int64_t last = std::int64_t{g.num_slots - 1} * g.slot_bytes + (last_row + 1) * g.row_bytes;
   expect(last <= g.shared_bytes, "dropped positions read up to byte ", last);
 }
@@ -106,7 +112,7 @@ void check_shape(const HaloProblem& problem, const HaloGeometry& g) {
   expect(width >= g.raster_width && width - g.strip_width < g.raster_width, g.strips.divisor, " strips of ",
          g.strip_width);
   expect(g.raster_width == (g.out_width + g.phases_w - 1) / g.phases_w &&
-             g.raster_height == (g.out_height + g.phases_h - 1) / g.phases_h,
+             g.raster_height == (g.out_height + g.output_rows() - 1) / g.output_rows(),
          "a raster of ", g.raster_height, " x ", g.raster_width);
   expect(g.run << g.interleave == kTilePixels && 1 << g.interleave >= g.phases_w, "runs of ", g.run);
   // Each number of the raster belongs to one tile, or is dropped.
@@ -119,9 +125,11 @@ void check_shape(const HaloProblem& problem, const HaloGeometry& g) {
          g.channel_blocks, " blocks, ", g.last_steps, " steps in the last");
   expect(g.group_r * g.groups_r >= g.taps_r && g.group_r * (g.groups_r - 1) < g.taps_r, "groups of rows");
   expect(g.group_s * g.groups_s >= g.taps_s && g.group_s * (g.groups_s - 1) < g.taps_s, "groups of columns");
-  expect(std::int64_t{g.filter_groups()} * kGroupFilters >= g.filters &&
-             std::int64_t{g.filter_groups() - 1} * kGroupFilters < g.filters,
+  expect(std::int64_t{g.filter_groups()} * g.share_filters() >= g.filters &&
+             std::int64_t{g.filter_groups() - 1} * g.share_filters() < g.filters,
          g.filter_groups(), " filter groups");
+  expect(g.joint_rows == 1 << g.joint_shift && (g.joint_rows == 1 || g.output_rows() == g.joint_rows),
+         g.joint_rows, " joint rows");
   expect(std::int64_t{g.images_per_raster} * g.rasters == g.batch, g.rasters, " rasters");
   expect(g.tiles == std::int64_t{g.filter_tiles.divisor} * g.runs.divisor * g.strips.divisor * g.rasters,
          g.tiles, " tiles");
@@ -145,8 +153,8 @@ void check_taps(const HaloProblem& problem, const HaloGeometry& g) {
           const PlaceSpan columns = unit.columns_of(g, column_phase);
           for (std::int32_t s = columns.first; s < columns.end; ++s, ++index) {
             const PackedTap tap = PackedTap::of(g, phase, index);
-            expect(tap.channel_block == unit.channel_block && tap.r >= 0 && tap.r < problem.taps_r &&
-                       tap.s >= 0 && tap.s < problem.taps_s,
+            expect(tap.channel_block == unit.channel_block && tap.r >= 0 &&
+                       tap.r < problem.taps_r + g.joint_rows - 1 && tap.s >= 0 && tap.s < problem.taps_s,
                    "tap ", index, " is (", tap.channel_block, ", ", tap.r, ", ", tap.s, ")");
             // Output stride * a + phase + pad = stride * input + tap, input = a - pad of the box + place.
             const std::int32_t y = unit.group_r * g.group_r + r - g.pad_top;
@@ -167,6 +175,20 @@ void check_taps(const HaloProblem& problem, const HaloGeometry& g) {
   expect(before == g.taps && found.size() == static_cast<std::size_t>(g.taps), found.size(), " taps");
 }
 
+// Row m of M has each row of its filter's taps at one place: as many places farther as its output row is.
+void check_joint_rows(const HaloProblem& problem, const HaloGeometry& g) {
+  for (std::int32_t m = 0; m < kGroupFilters; ++m) {
+    const WarpRows warp = WarpRows::of(g, m / kWarpFilters);
+    for (std::int32_t place = 0; place < problem.taps_r + g.joint_rows - 1; ++place) {
+      const PackedRow row = PackedRow::of(g, 1, m, place);
+      const std::int32_t tap = place - warp.joint;
+      expect(row.filter == g.share_filters() + warp.filter + m % kWarpFilters &&
+                 row.r == (tap >= 0 && tap < problem.taps_r ? tap : -1),
+             "row ", m, " is filter ", row.filter, " and tap ", row.r, " at place ", place);
+    }
+  }
+}
+
 // ---- Tiles, recomputed in 64 bits.
 
 struct WideTile {
@@ -184,12 +206,13 @@ void check_tap(const HaloGeometry& g, const Tile& tile, const Unit& unit, const 
                std::int32_t position, std::int32_t r, std::int32_t s) {
   const std::int64_t pitch = g.pitch.divisor;
   const std::int64_t row = tap_row(g, tile, r, s) + (position >> g.interleave);
-  const std::int64_t y = row / pitch, x = row % pitch;
+  const std::int64_t line = row / pitch, x = row % pitch;
+  const std::int64_t y = line % g.plane_rows * g.joint_rows + line / g.plane_rows;
   expect(row >= 0 && y < tile.box_rows(g, unit.rows(g)), "position ", position, " reads row ", y,
          " of a box");
   const BoxRow from = BoxRow::of(g, tile, unit, static_cast<std::int32_t>(y));
-  const std::int64_t h =
-      std::int64_t{pixel.p} / g.phases_h - g.pad_top + (unit.group_r * g.group_r + r) * g.dilation_h;
+  const std::int64_t h = std::int64_t{pixel.p} / g.output_rows() * g.joint_rows - g.pad_top +
+                         (unit.group_r * g.group_r + r) * g.dilation_h;
   const std::int64_t w =
       std::int64_t{pixel.q} / g.phases_w - g.pad_left + (unit.group_s * g.group_s + s) * g.dilation_w;
   expect(from.n == pixel.n && from.h == h && box_column(g, tile, unit) + x == w, "tap (", r, ", ", s,
@@ -207,12 +230,12 @@ void check_tile(const HaloGeometry& g, std::int32_t index) {
   expect(tile.box_rows(g, g.group_r) <= g.box_rows, "the box of tile ", index, " has ",
          tile.box_rows(g, g.group_r), " rows");
   const Unit last_unit = unit_number(g, g.units - 1);
-  for (std::int32_t at = 0; at < kTilePixels * g.phases_h; ++at) {
-    const std::int32_t position = at / g.phases_h, row_phase = at % g.phases_h;
+  for (std::int32_t at = 0; at < kTilePixels * g.output_rows(); ++at) {
+    const std::int32_t position = at / g.output_rows(), row_phase = at % g.output_rows();
     const std::int32_t number = position >> g.interleave, phase = position & ((1 << g.interleave) - 1);
     const std::int64_t row = (wide.first + number) / pitch, column = (wide.first + number) % pitch;
     const std::int64_t n = wide.raster * g.images_per_raster + row / image_rows;
-    const std::int64_t p = row % image_rows * g.phases_h + row_phase;
+    const std::int64_t p = row % image_rows * g.output_rows() + row_phase;
     const std::int64_t q = (wide.strip * g.strip_width + column) * g.phases_w + phase;
     const bool valid = number < g.step && phase < g.phases_w && n < g.batch && p < g.out_height &&
                        q < g.out_width && column < g.strip_width;
@@ -230,13 +253,13 @@ void check_tile(const HaloGeometry& g, std::int32_t index) {
   for (const Unit& unit : {unit_number(g, 0), last_unit}) {
     BoxRow walked = BoxRow::of(g, tile, unit, 0);
     for (std::int32_t y = 0; y < tile.box_rows(g, unit.rows(g)); ++y) {
-      const std::int64_t row = wide.first / pitch + y;
+      const std::int64_t row = wide.first / pitch * g.joint_rows + y, input_rows = image_rows * g.joint_rows;
       const BoxRow from = BoxRow::of(g, tile, unit, y);
       expect(from.n == walked.n && from.h == walked.h && from.left == walked.left, "row ", y, " of tile ",
              index, " is (", walked.n, ", ", walked.h, ") when it is advanced to");
       walked.advance(g);
-      expect(from.n == wide.raster * g.images_per_raster + row / image_rows &&
-                 from.h == row % image_rows + unit.group_r * g.group_r * g.dilation_h - g.pad_top,
+      expect(from.n == wide.raster * g.images_per_raster + row / input_rows &&
+                 from.h == row % input_rows + unit.group_r * g.group_r * g.dilation_h - g.pad_top,
              "row ", y, " of tile ", index, " is (", from.n, ", ", from.h, ")");
     }
   }
@@ -250,8 +273,8 @@ void check_coverage(const HaloGeometry& g) {
     const Tile tile = Tile::of(g, index);
     for (std::int32_t sharer = 0; sharer < g.sharers; ++sharer) {
       const Share share = Share::of(g, tile.filter_tile * g.sharers + sharer);
-      for (std::int32_t position = 0; position < kTilePixels; ++position) {
-        const Pixel pixel = Pixel::of(g, tile, share.row_phase, position);
+      for (std::int32_t at = 0; at < kTilePixels * g.joint_rows; ++at) {
+        const Pixel pixel = Pixel::of(g, tile, share.row_phase + at % g.joint_rows, at / g.joint_rows);
         if (!pixel.valid) continue;
         const std::int64_t place = (std::int64_t{pixel.n} * g.out_height + pixel.p) * g.out_width + pixel.q;
         ++times[static_cast<std::size_t>(share.group) * pixels + static_cast<std::size_t>(place)];
@@ -262,7 +285,7 @@ void check_coverage(const HaloGeometry& g) {
   expect(wrong == 0, wrong, " of ", times.size(), " outputs are not computed once");
 }
 
-int planned_by_rows = 0;
+int planned_by_rows = 0, planned_joint = 0;
 
 void check_plan(const HaloProblem& problem) {
   subject = to_text(problem);
@@ -274,6 +297,8 @@ void check_plan(const HaloProblem& problem) {
   check_memory(problem, g);
   check_shape(problem, g);
   if (g.taps <= 20000) check_taps(problem, g);
+  check_joint_rows(problem, g);
+  if (g.joint_rows > 1) ++planned_joint;
   // Tiles at both ends and some between.
   std::set<std::int64_t> tiles{std::int64_t{g.filter_tiles.divisor} * (g.runs.divisor - 1)};
   for (std::int64_t i = 0; i < 20; ++i) tiles.insert(g.tiles * i / 20);
@@ -342,8 +367,9 @@ HaloProblem random_problem(std::mt19937& random) {
   const int most = between(0, 3) == 0 ? 300 : 40;
   HaloProblem p{};
   p.batch = between(1, 3) == 1 ? between(1, 300) : 1;
-  p.channels = between(1, 200);
-  p.filters = between(1, 400);
+  const bool is_narrow = between(0, 2) == 0;
+  p.channels = between(1, is_narrow ? 32 : 200);
+  p.filters = between(1, is_narrow ? 32 : 400);
   p.taps_r = between(1, between(0, 4) == 0 ? 40 : 5);
   p.taps_s = between(1, between(0, 4) == 0 ? 40 : 5);
   p.dilation_h = between(1, 3);
@@ -376,7 +402,7 @@ HaloProblem random_problem(std::mt19937& random) {
 
 // More positions than a 32-bit number counts.
 void check_refusal() {
-  const HaloProblem problem{1, 8, 1 << 30,           1,    8, 1, 1, 1, 1, 0, 0, 1 << 30, 1,
+  const HaloProblem problem{1, 8, 1 << 30,           1,    64, 1, 1, 1, 1, 0, 0, 1 << 30, 1,
                             2, 2, InputLoad::kBoxes, true, 2};
   subject = to_text(problem);
   expect(!plan_halo(problem).why_not.empty(), "not refused");
@@ -392,6 +418,8 @@ int main() {
   for (int i = 0; i < kRandomProblems; ++i) check_plan(random_problem(random));
   subject = "loads by rows";
   expect(planned_by_rows > kRandomProblems / 4, "only ", planned_by_rows, " are planned");
+  subject = "joint rows";
+  expect(planned_joint > kRandomProblems / 40, "only ", planned_joint, " are planned");
   std::printf("%zu extreme problems and %d random ones, %d failures\n", kExtremes.size(), kRandomProblems,
               failures);
   return failures == 0 ? 0 : 1;

@@ -121,6 +121,19 @@ std::vector<Way> ways{
        return by_rows(g) && g.phases_w > 1 && g.runs.divisor > 2 && g.units <= g.num_slots &&
               g.step * g.row_bytes % epiconv::sm90::kSwizzleAtom == 0;
      }},
+    {"two joint rows, the last of an odd image missing",
+     [](const HaloGeometry& g) { return g.joint_rows == 2 && g.out_height % 2 == 1; }},
+    {"four joint rows", [](const HaloGeometry& g) { return g.joint_rows == 4; }},
+    {"joint rows of stacked images", [](const HaloGeometry& g) { return g.joint_rows > 1 && g.stacked; }},
+    {"joint rows of an odd number of box rows",
+     [](const HaloGeometry& g) { return g.joint_rows > 1 && g.box_rows % g.joint_rows != 0; }},
+    {"joint rows, kept",
+     [](const HaloGeometry& g) {
+       return by_rows(g) && g.joint_rows > 1 && g.runs.divisor > 2 && g.units <= g.num_slots &&
+              g.step_offset == 0 && g.step * g.row_bytes % epiconv::sm90::kSwizzleAtom == 0;
+     }},
+    {"joint rows in whole sectors",
+     [](const HaloGeometry& g) { return g.joint_rows > 1 && by_rows(g) && stores_in_sectors(g); }},
     {"rows of 32 bytes", [](const HaloGeometry& g) { return g.row_bytes == 32; }},
     {"rows of 64 bytes", [](const HaloGeometry& g) { return g.row_bytes == 64; }},
     {"rows of 128 bytes", [](const HaloGeometry& g) { return g.row_bytes == 128; }},

@@ -41,6 +41,7 @@ struct ConvPointers {
   const void* weights = nullptr;  // packed for this plan, aligned to 128 bytes
   void* output = nullptr;
   const void* bias = nullptr;
+  void* workspace = nullptr;              // workspace_bytes() of them, aligned to 256
   std::span<const void* const> operands;  // nullptr for numbers
   std::span<const double> numbers;        // one per operand, read for numbers
   int device = 0;                         // the current CUDA device
@@ -63,8 +64,11 @@ class EPICONV_API ConvPlan {
   ConvPlan(ConvPlan&&) noexcept;
   ConvPlan& operator=(ConvPlan&&) noexcept;
 
-  // What runs: "fprop_sm90_tf32_tma_f32_static"; "dgrad" for a transposed convolution.
+  // What runs: "fprop_sm90_tf32_tma_f32_static"; "dgrad" for a transposed convolution. With a GroupNorm
+  // "…_recomputing", which computes everything twice and stores once, or "…_with_statistics" and the pass
+  // that normalises what that stored.
   const std::string& kernel() const;
+  std::size_t workspace_bytes() const;
   // Whether the epilogue is computed over whole tiles, by a static evaluator or step by step, and is short
   // enough for that. Else a pass of its own behind another convolution is faster.
   bool hides_epilogue() const;

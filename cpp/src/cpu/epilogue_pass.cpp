@@ -346,7 +346,7 @@ NormTables<T> norm_tables(const Pass& pass, const PassPointers& pointers, const 
     for (std::int64_t k = first_channel; k < first_channel + group_channels; ++k) {
       const auto entry = static_cast<std::size_t>(sample * norm.channels + k);
       const double weight = affine(norm.weight_operand, norm.weight_dtype, k * norm.weight_stride, 1.0);
-      tables.mean[entry] = static_cast<T>(total.mean);
+      tables.mean[entry] = static_cast<T>(-total.mean);
       tables.scale[entry] = static_cast<T>(scale * weight);
       tables.shift[entry] =
           static_cast<T>(affine(norm.shift_operand, norm.shift_dtype, k * norm.shift_stride, 0.0));

@@ -28,6 +28,7 @@ struct Interpreted {
   using T = typename Shape::T;
   using Values = T[Shape::kCount];
   static constexpr int kBlocks = kHasSlots ? 1 : 2;
+  static constexpr bool kMayHaveNorm = true;
   // In double, clamping by infinities would cost more than the steps that it saves.
   static constexpr bool kTakesFoldedSteps = std::is_same_v<T, float>;
 
@@ -226,7 +227,8 @@ struct Static<TheShape, StaticProgram<Steps...>> {
   using Shape = TheShape;
   using T = typename Shape::T;
   using Values = T[Shape::kCount];
-  static constexpr int kBlocks = StaticProgram<Steps...>::kHasGroupNorm || Shape::kWord == 8 ? 3 : 4;
+  static constexpr bool kMayHaveNorm = StaticProgram<Steps...>::kHasGroupNorm;
+  static constexpr int kBlocks = kMayHaveNorm || Shape::kWord == 8 ? 3 : 4;
   static constexpr bool kTakesFoldedSteps = false;
 
   static_assert(sizeof...(Steps) <= Shape::Parameters::kSteps);

@@ -9,8 +9,6 @@ namespace epiconv {
 template <int kOperand>
 using AddOperand = StaticStep<ops::Add, Opcode::kAdd, Operand<kOperand>>;
 template <int kOperand>
-using SubOperand = StaticStep<ops::Sub, Opcode::kSub, Operand<kOperand>>;
-template <int kOperand>
 using MulOperand = StaticStep<ops::Mul, Opcode::kMul, Operand<kOperand>>;
 using MulNumber = StaticStep<ops::Mul, Opcode::kMul>;
 using MinimumNumber = StaticStep<ops::Minimum, Opcode::kMinimum>;
@@ -27,7 +25,7 @@ using ReluGate = StaticProgram<AddBias, Relu, Gate>;
 using AddClampMulClampDiv =
     StaticProgram<AddBias, AddOperand<0>, ClampNumbers, MulNumber, ClampNumbers, MulNumber>;
 using AddMulSigmoidGroupNorm =
-    StaticProgram<AddBias, AddOperand<0>, MulOperand<1>, Sigmoid, SubOperand<kMeanOperand>,
+    StaticProgram<AddBias, AddOperand<0>, MulOperand<1>, Sigmoid, AddOperand<kMeanOperand>,
                   MulOperand<kScaleOperand>, AddOperand<kShiftOperand>>;
 
 template <typename... Programs>

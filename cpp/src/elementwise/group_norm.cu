@@ -104,9 +104,11 @@ __global__ void __launch_bounds__(kBlockThreads)
           load_element<double>(parameters.shift, parameters.shift_dtype, channel * parameters.shift_stride);
     }
     const std::int64_t entry = static_cast<std::int64_t>(sample) * parameters.channels + channel;
-    parameters.mean_table[entry] = static_cast<T>(mean);
+    // What the mean loses when it is rounded goes to the shift.
+    const T rounded = static_cast<T>(-mean);
+    parameters.mean_table[entry] = rounded;
     parameters.scale_table[entry] = static_cast<T>(scale * weight);
-    parameters.shift_table[entry] = static_cast<T>(shift);
+    parameters.shift_table[entry] = static_cast<T>(shift - (rounded + mean) * scale * weight);
   }
 }
 

@@ -32,12 +32,12 @@ InputBoxes::InputBoxes(const HaloRun& run, SharedMemory& shared)
   if (run.load == InputLoad::kRows) check_rows_map();
 }
 
-void InputBoxes::begin(std::int32_t first, std::int32_t last) {
+void InputBoxes::begin(const sm90::BlockTiles& tiles) {
   slots_ = Ring(g_.num_slots);
   warps_.clear();
   if (run_.load != InputLoad::kRows) return;
   for (std::int32_t warp = 0; warp < sm90::kLoaderWarps; ++warp) {
-    warps_.push_back({RawRowWalk(UnitWalk(g_, first, last), warp), Ring(g_.raw_stages_per_warp),
+    warps_.push_back({RawRowWalk<false>(UnitWalk<false>(tiles), warp), Ring(g_.raw_stages_per_warp),
                       Ring(g_.raw_stages_per_warp), 0,
                       std::vector<RawStage>(static_cast<std::size_t>(g_.raw_stages_per_warp))});
   }
@@ -48,7 +48,10 @@ std::uint32_t InputBoxes::load(const Tile& tile, const Unit& unit) {
   const auto slot = static_cast<std::uint32_t>(place * g_.slot_bytes);
   const auto pitch = static_cast<std::int32_t>(g_.pitch.divisor);
   const std::int32_t rows = tile.box_rows(g_, unit.rows(g_));
-  require(rows * pitch * g_.row_bytes <= g_.slot_bytes, "a box of ", rows, " rows does not fit its slot");
+  for (std::int32_t y = 0; y < rows; ++y) {
+    require((g_.slot_line(y) + 1) * pitch * g_.row_bytes <= g_.slot_bytes, "row ", y, " of a box of ", rows,
+            " does not fit its slot");
+  }
   if (run_.load == InputLoad::kRows) {
     load_by_rows(tile, unit, place);
     return slot;
@@ -78,7 +81,7 @@ void InputBoxes::check_boxes_map() const {
 // One copy of TMA: a box of row_bytes of channels and `pitch` pixels.
 void InputBoxes::copy_box_row(const Tile& tile, const Unit& unit, std::int32_t y, std::uint32_t slot) {
   const auto pitch = static_cast<std::int32_t>(g_.pitch.divisor);
-  const auto to = slot + static_cast<std::uint32_t>(y * pitch * g_.row_bytes);
+  const auto to = slot + static_cast<std::uint32_t>(g_.slot_line(y) * pitch * g_.row_bytes);
   require(to % kTmaAlignment == 0, "TMA writes to address ", to);
   const BoxRow row = BoxRow::of(g_, tile, unit, y);
   const std::int32_t first_column = sm90::box_column(g_, tile, unit);
@@ -103,7 +106,7 @@ void InputBoxes::gather_pixel(const Tile& tile, const Unit& unit, std::int32_t p
   const std::int32_t h = padded(row.h, g_.height, run_.padding);
   const std::int32_t w = padded(sm90::box_column(g_, tile, unit) + x, g_.width, run_.padding);
   const std::int32_t channels = g_.row_bytes / g_.element_bytes;
-  const SlotRow to = SlotRow::of(g_, position);
+  const SlotRow to = SlotRow::of(g_, g_.slot_line(y) * static_cast<std::int32_t>(g_.pitch.divisor) + x);
   for (std::int32_t i = 0; i < unit.steps(g_) * kStepBytes / kPieceBytes; ++i) {
     std::uint8_t piece[kPieceBytes];
     read_piece(row.n, h, w, unit.channel_block * channels + i * kPieceBytes / g_.element_bytes, piece);
@@ -137,9 +140,9 @@ void InputBoxes::check_rows_map() const {
 void InputBoxes::load_by_rows(const Tile& tile, const Unit& unit, std::int32_t place) {
   const auto slot = static_cast<std::uint32_t>(place * g_.slot_bytes);
   for (std::int32_t warp = 0; warp < sm90::kLoaderWarps; ++warp) {
-    RawRowWalk& ahead = warps_[static_cast<std::size_t>(warp)].ahead;
+    RawRowWalk<false>& ahead = warps_[static_cast<std::size_t>(warp)].ahead;
     require(ahead.is_next && ahead.turn_next(), "warp ", warp, " has ended, or loads another unit");
-    const Tile& at = ahead.units.tile;
+    const Tile& at = ahead.units.tile();
     require(at.first_row == tile.first_row && at.offset == tile.offset && at.strip == tile.strip &&
                 at.raster == tile.raster && at.filter_tile == tile.filter_tile &&
                 ahead.units.unit.channel_block == unit.channel_block &&
@@ -156,13 +159,22 @@ void InputBoxes::load_by_rows(const Tile& tile, const Unit& unit, std::int32_t p
 void InputBoxes::keep_rows(const KeptRows& kept, std::int32_t place) {
   const auto slot = static_cast<std::uint32_t>(place * g_.slot_bytes);
   const std::int32_t row = static_cast<std::int32_t>(g_.pitch.divisor) * g_.row_bytes;
-  const std::int32_t first = kept.moved * row, size = kept.count * row;
-  require(first + size <= g_.slot_bytes, "rows are kept from behind a slot");
-  const auto from = static_cast<std::uint32_t>(KeptRows::place_before(g_, place) * g_.slot_bytes + first);
-  const std::uint8_t* const begin = shared_.at(size == 0 ? slot : from, size);
-  const std::vector<std::uint8_t> bytes(begin, begin + size);
+  const std::int32_t plane = g_.plane_rows * row, first = (kept.moved >> g_.joint_shift) * row;
+  std::vector<std::vector<std::uint8_t>> planes;
+  for (std::int32_t i = 0; i < g_.joint_rows; ++i) {
+    const std::int32_t size = kept.count_of(g_, i) * row;
+    require(size == 0 || first + size <= plane, "rows are kept from behind a plane");
+    const auto from =
+        static_cast<std::uint32_t>(KeptRows::place_before(g_, place) * g_.slot_bytes + i * plane + first);
+    const std::uint8_t* const begin = shared_.at(size == 0 ? slot : from, size);
+    planes.emplace_back(begin, begin + size);
+  }
   shared_.clear(slot, g_.slot_bytes);
-  shared_.write(slot, bytes.data(), size);
+  for (std::int32_t i = 0; i < g_.joint_rows; ++i) {
+    const auto& bytes = planes[static_cast<std::size_t>(i)];
+    shared_.write(slot + static_cast<std::uint32_t>(i * plane), bytes.data(),
+                  static_cast<std::int32_t>(bytes.size()));
+  }
 }
 
 std::uint32_t InputBoxes::raw_address(std::int32_t warp, std::int32_t stage) const {
@@ -184,7 +196,7 @@ void InputBoxes::load_raw(std::int32_t warp) {
 
 // One copy of TMA: a row of raw_width elements of each of raw_channels channels.
 void InputBoxes::copy_raw_row(std::int32_t warp, std::int32_t stage) {
-  const RawRowWalk& ahead = warps_[static_cast<std::size_t>(warp)].ahead;
+  const RawRowWalk<false>& ahead = warps_[static_cast<std::size_t>(warp)].ahead;
   RawStage& to = warps_[static_cast<std::size_t>(warp)].stages[static_cast<std::size_t>(stage)];
   require(!to.full, "raw stage ", stage, " is written before it is read");
   to = {true, {ahead.column(), ahead.from.h, ahead.channel(), ahead.from.n}};
@@ -241,7 +253,7 @@ void InputBoxes::turn_elements(std::uint32_t raw, const RawRows& at, std::int32_
                       packed + e * g_.element_bytes);
       }
       // Rows of the lane's other pixels lie as far from the first one's as they would without a swizzle.
-      const SlotRow to = SlotRow::of(g_, at.y * pitch + of.pixel);
+      const SlotRow to = SlotRow::of(g_, g_.slot_line(at.y) * pitch + of.pixel);
       const auto behind = static_cast<std::uint32_t>((pixel - of.pixel) * g_.row_bytes);
       shared_.write(slot + to.piece(at.chunk * pieces + piece) + behind, packed, kPieceBytes);
     }
@@ -269,7 +281,7 @@ void InputBoxes::turn_matrices(std::uint32_t raw, const RawRows& at, std::uint32
           std::memcpy(row + 2 * c, read[lane - of.row + c] + 2 * of.row, 2);
         }
         // Rows of a lane's other pixels lie as far from the first one's as they would without a swizzle.
-        const SlotRow to = SlotRow::of(g_, at.y * pitch + of.pixel + of.row);
+        const SlotRow to = SlotRow::of(g_, g_.slot_line(at.y) * pitch + of.pixel + of.row);
         const auto behind = static_cast<std::uint32_t>(pixel * g_.row_bytes);
         const bool writes = of.writes(pitch - pixel, first + of.piece < pieces);
         shared_.write(writes ? slot + to.piece(at.chunk * pieces + first + of.piece) + behind : raw, row,

@@ -16,8 +16,8 @@ class InputBoxes {
 
   InputBoxes(const HaloRun& run, SharedMemory& shared);
 
-  // Of a block that computes tiles `first` to `last`, without that one.
-  void begin(std::int32_t first, std::int32_t last);
+  // Of a block that computes these tiles.
+  void begin(const sm90::BlockTiles& tiles);
   // The box of the block's next unit. Returns the address of the slot.
   std::uint32_t load(const sm90::Tile& tile, const sm90::Unit& unit);
 
@@ -33,7 +33,7 @@ class InputBoxes {
   };
   // That loads by rows.
   struct Warp {
-    sm90::RawRowWalk ahead;
+    sm90::RawRowWalk<false> ahead;
     Ring to_load, to_turn;  // stages
     std::int32_t loaded;
     std::vector<RawStage> stages;

@@ -45,12 +45,14 @@ class Model {
   void compute_unit(const Tile& tile, const Unit& unit, std::uint32_t slot, const Share& share,
                     Accumulators& accumulators);
   void load_stage(std::int32_t stage, std::int32_t tap);
-  void multiply(std::uint32_t pixels, std::uint32_t stage, std::int32_t steps, std::int32_t num_filters,
+  void multiply(std::uint32_t pixels, std::uint32_t stage, std::int32_t steps, std::int32_t num_rows,
                 std::int32_t phase, Accumulators& accumulators);
   void read_rows(std::uint32_t rows, std::int32_t num_rows, std::int32_t step, float* values, std::size_t row,
                  std::size_t element);
 
-  std::int32_t num_filters(std::int32_t filter_group) const {
+  // Rows of M that are not all zeros.
+  std::int32_t num_rows(std::int32_t filter_group) const {
+    if (g_.joint_rows > 1) return kGroupFilters;
     return std::clamp(g_.filters - filter_group * kGroupFilters, 0, kGroupFilters);
   }
 
@@ -68,18 +70,18 @@ std::vector<float> Model::compute() {
   if (g_.weights_stay) {
     for (std::int32_t stage = 0; stage < g_.num_stages; ++stage) load_stage(stage, stage);
   }
-  const std::int64_t blocks = std::min(kBlocks, g_.tiles);
-  for (std::int64_t block = 0; block < blocks; ++block) {
-    const auto first = static_cast<std::int32_t>(block * g_.tiles / blocks);
-    const auto last = static_cast<std::int32_t>((block + 1) * g_.tiles / blocks);
-    input_.begin(first, last);
-    Tile tile = Tile::of(g_, first);
-    for (std::int32_t index = first; index < last; ++index, tile.advance(g_)) {
-      const Tile direct = Tile::of(g_, index);
+  const std::int32_t blocks = std::min(kBlocks, g_.tiles);
+  const sm90::Visits once;
+  for (std::int32_t block = 0; block < blocks; ++block) {
+    const sm90::BlockTiles tiles{g_, once, block, blocks};
+    input_.begin(tiles);
+    for (sm90::TileWalk<false> walk(tiles); !walk.ended(); walk.advance(tiles)) {
+      const Tile& tile = walk.tile;
+      const Tile direct = Tile::of(g_, walk.number);
       require(tile.filter_tile == direct.filter_tile && tile.strip == direct.strip &&
                   tile.raster == direct.raster && tile.first_row == direct.first_row &&
                   tile.offset == direct.offset,
-              "tile ", index, " is another one when it is advanced to");
+              "tile ", walk.number, " is another one when it is advanced to");
       compute_tile(tile);
     }
     output_.finish();
@@ -114,7 +116,7 @@ void Model::compute_unit(const Tile& tile, const Unit& unit, std::uint32_t slot,
         if (!g_.weights_stay) load_stage(stage, tap);
         const auto row = static_cast<std::uint32_t>(sm90::tap_row(g_, tile, r, s));
         multiply(slot + row * static_cast<std::uint32_t>(g_.row_bytes), stage_address(stage), unit.steps(g_),
-                 num_filters(share.group), phase, accumulators);
+                 num_rows(share.group), phase, accumulators);
       }
     }
   }
@@ -152,9 +154,9 @@ void Model::read_rows(std::uint32_t rows, std::int32_t num_rows, std::int32_t st
   }
 }
 
-// wgmma, once a step, of the positions of a column phase. Filters that do not exist are left out: no other's
+// wgmma, once a step, of the positions of a column phase. Rows of M without a filter are left out: no other's
 // accumulators depend on them.
-void Model::multiply(std::uint32_t pixels, std::uint32_t stage, std::int32_t steps, std::int32_t num_filters,
+void Model::multiply(std::uint32_t pixels, std::uint32_t stage, std::int32_t steps, std::int32_t num_rows,
                      std::int32_t phase, Accumulators& accumulators) {
   constexpr std::size_t kMostElements = kStepBytes / 2;
   static float b[kMostElements][kTilePixels];
@@ -163,7 +165,7 @@ void Model::multiply(std::uint32_t pixels, std::uint32_t stage, std::int32_t ste
   for (std::int32_t step = 0; step < steps; ++step) {
     read_rows(pixels, g_.run, step, b[0], 1, kTilePixels);
     read_rows(stage, kGroupFilters, step, a[0], kMostElements, 1);
-    for (std::int32_t k = 0; k < num_filters; ++k) {
+    for (std::int32_t k = 0; k < num_rows; ++k) {
       float* const sums = accumulators[k];
       for (std::int32_t e = 0; e < elements; e += 4) {
         const float* const w = &a[k][e];
@@ -205,7 +207,7 @@ std::int32_t padded(std::int32_t index, std::int32_t extent, Padding mode) {
 std::vector<std::uint8_t> pack_weights(const HaloGeometry& g, std::span<const std::int8_t> weights) {
   std::vector<std::uint8_t> packed(static_cast<std::size_t>(g.filter_groups() * sm90::packed_group_bytes(g)),
                                    kNanByte);
-  const std::int32_t filter_rows = g.taps / g.channel_blocks / g.columns;
+  const std::int32_t filter_rows = g.taps / g.channel_blocks / g.columns - (g.joint_rows - 1);
   const std::int32_t elements = g.row_bytes / g.element_bytes;
   std::uint8_t* stage = packed.data();
   for (std::int32_t number = 0; number < g.filter_groups() * g.phases_h; ++number) {
@@ -213,12 +215,12 @@ std::vector<std::uint8_t> pack_weights(const HaloGeometry& g, std::span<const st
     for (std::int32_t index = 0; index < share.taps(g); ++index, stage += g.stage_bytes) {
       const sm90::PackedTap tap = sm90::PackedTap::of(g, share.row_phase, index);
       for (std::int32_t row = 0; row < kGroupFilters; ++row) {
+        const auto [k, r] = sm90::PackedRow::of(g, share.group, row, tap.r);
         for (std::int32_t e = 0; e < elements; ++e) {
-          const std::int32_t k = share.group * kGroupFilters + row;
           const std::int32_t c = tap.channel_block * elements + e;
-          const bool exists = k < g.filters && c < g.channels;
+          const bool exists = k < g.filters && c < g.channels && r >= 0;
           const std::int64_t from =
-              ((std::int64_t{k} * g.channels + c) * filter_rows + tap.r) * g.columns + tap.s;
+              ((std::int64_t{k} * g.channels + c) * filter_rows + r) * g.columns + tap.s;
           const float value = exists ? weights[static_cast<std::size_t>(from)] : 0.0f;
           const auto to = static_cast<std::uint32_t>(row * g.row_bytes + e * g.element_bytes);
           store_element(g.element_bytes, value, stage + sm90::swizzled(to, g.row_bytes));

@@ -42,21 +42,24 @@ OutputTiles::OutputTiles(const HaloRun& run, SharedMemory& shared)
 
 void OutputTiles::store(const Tile& tile, std::int32_t sharer, const Accumulators& accumulators) {
   const sm90::Share share = sm90::Share::of(g_, tile.filter_tile * g_.sharers + sharer);
-  const std::int32_t group = share.group * kGroupFilters;
+  const std::int32_t group = share.group * g_.share_filters();
   const std::int32_t image = tile.image(g_);
   if (kind_ == StoreKind::kBoxes) {
     store_boxes(tile, image, sharer, share, accumulators);
     return;
   }
-  const std::int32_t first_row = (g_.stacked ? 0 : tile.first_row) * g_.phases_h + share.row_phase;
-  const std::uint32_t offsets = fill_offsets(tile, image, share.row_phase, first_row, sharer);
   const std::uint32_t pairs = kind_ == StoreKind::kSectors ? fill_pairs(tile, sharer) : 0;
   for (std::int32_t warp = 0; warp < kWarps; ++warp) {
-    const std::int32_t filter = group + warp * kWarpFilters, left = g_.filters - filter;
+    const sm90::WarpRows rows = sm90::WarpRows::of(g_, warp);
+    const std::int32_t filter = group + rows.filter, left = g_.filters - filter;
     if (left <= 0) continue;
+    const std::int32_t row_phase = share.row_phase + rows.joint;
+    const std::int32_t first_row = (g_.stacked ? 0 : tile.first_row) * g_.output_rows() + row_phase;
+    const std::uint32_t offsets = fill_offsets(tile, image, row_phase, first_row, sharer, rows.joint);
     const auto staging = group_staging(sharer) + static_cast<std::uint32_t>(warp * g_.warp_staging_bytes);
     const auto& strides = layout_.strides;
     const std::int64_t to = image * strides[0] + filter * strides[1] + first_row * strides[2];
+    if (kind_ == StoreKind::kSectors && first_row >= g_.out_height) continue;
     if (kind_ == StoreKind::kSectors && left >= kWarpFilters) {
       store_sectors(staging, pairs, to + std::min(tile.offset, g_.out_width), warp, accumulators);
     } else if (kind_ == StoreKind::kQuadsOfPixels && left >= kWarpFilters) {
@@ -218,8 +221,10 @@ void OutputTiles::copy_line(const Box& box, std::int32_t first) {
 
 // Returns the address of the table.
 std::uint32_t OutputTiles::fill_offsets(const Tile& tile, std::int32_t image, std::int32_t row_phase,
-                                        std::int32_t first_row, std::int32_t sharer) {
-  const auto offsets = static_cast<std::uint32_t>(g_.tile_memory_offset + sharer * sm90::kTileMemoryBytes);
+                                        std::int32_t first_row, std::int32_t sharer, std::int32_t joint) {
+  const auto offsets = static_cast<std::uint32_t>(
+      g_.tile_memory_offset + sharer * sm90::tile_memory_bytes(g_.joint_rows) + sm90::kOfFiltersBytes +
+      sm90::kPairTableBytes + joint * sm90::kOffsetTableBytes);
   const auto& strides = layout_.strides;
   for (std::int32_t at = 0; at < kTilePixels; ++at) {
     const Pixel pixel = Pixel::of(g_, tile, row_phase, at);
@@ -273,7 +278,6 @@ void OutputTiles::store_quads(std::uint32_t offsets, std::int64_t to, std::int32
 
 // Returns the address of the table.
 std::uint32_t OutputTiles::fill_pairs(const Tile& tile, std::int32_t sharer) {
-  constexpr std::int32_t kBefore = kTilePixels * 4 + sm90::kNumFilterOperands * kGroupFilters * 4;
   sm90::PairTable table;
   for (std::int32_t pair = 0; pair < kTilePixels / 2; ++pair) {
     const std::int32_t place = sm90::ring_number(g_, tile, pair) % sm90::kRingPairs * sm90::kPairBytes;
@@ -281,12 +285,12 @@ std::uint32_t OutputTiles::fill_pairs(const Tile& tile, std::int32_t sharer) {
         static_cast<std::uint8_t>(place);
   }
   for (std::int32_t piece = 0; piece <= sm90::kPieces; ++piece) {
-    const std::int32_t before = sm90::pairs_before(g_, tile, piece * kPiecePixels);
-    require(before <= kTilePixels / 2, before, " pairs before piece ", piece);
-    table.before[piece] = static_cast<std::uint8_t>(before);
+    const std::int32_t pairs = sm90::pairs_before(g_, tile, piece * kPiecePixels);
+    require(pairs <= kTilePixels / 2, pairs, " pairs before piece ", piece);
+    table.before[piece] = static_cast<std::uint8_t>(pairs);
   }
-  const auto address =
-      static_cast<std::uint32_t>(g_.tile_memory_offset + sharer * sm90::kTileMemoryBytes + kBefore);
+  const auto address = static_cast<std::uint32_t>(
+      g_.tile_memory_offset + sharer * sm90::tile_memory_bytes(g_.joint_rows) + sm90::kOfFiltersBytes);
   std::memcpy(shared_.at(address, sizeof(table)), &table, sizeof(table));
   return address;
 }

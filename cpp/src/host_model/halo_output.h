@@ -48,7 +48,7 @@ class OutputTiles {
   void copy_line(const Box& box, std::int32_t first);
 
   std::uint32_t fill_offsets(const sm90::Tile& tile, std::int32_t image, std::int32_t row_phase,
-                             std::int32_t first_row, std::int32_t sharer);
+                             std::int32_t first_row, std::int32_t sharer, std::int32_t joint);
   void store_pieces(sm90::StoreKind kind, std::uint32_t staging, std::uint32_t offsets, std::int64_t to,
                     std::int32_t filters, std::int32_t warp, const Accumulators& accumulators);
   void store_quads(std::uint32_t offsets, std::int64_t to, std::int32_t warp,

@@ -5,8 +5,10 @@
 #include <string_view>
 #include <utility>
 
+#include "elementwise/epilogue_pass.h"
 #include "epiconv/error.h"
 #include "plan/operand_strides.h"
+#include "plan/pass_plan.h"
 #include "sm90/halo_conv.h"
 
 namespace epiconv {
@@ -131,7 +133,8 @@ sm90::TensorLayout tensor_layout(DType dtype, const Extents& strides) {
   return layout;
 }
 
-sm90::HaloProblem halo_problem(const ConvPlanProblem& problem, sm90::InputLoad load) {
+sm90::HaloProblem halo_problem(const ConvPlanProblem& problem, DType stored, sm90::InputLoad load,
+                               bool by_image) {
   const ConvProblem& conv = problem.conv;
   const auto narrow = [](std::int64_t value) { return static_cast<std::int32_t>(value); };
   return {narrow(conv.N()),
@@ -150,11 +153,63 @@ sm90::HaloProblem halo_problem(const ConvPlanProblem& problem, sm90::InputLoad l
           problem.math == ConvMath::kTf32 ? 4 : 2,
           dtype_size(problem.input_dtype),
           load,
-          sm90::stores_filters(tensor_layout(problem.output_dtype, problem.output_strides), narrow(conv.K())),
-          dtype_size(problem.output_dtype),
+          sm90::stores_filters(tensor_layout(stored, problem.output_strides), narrow(conv.K())),
+          dtype_size(stored),
           conv.transposed(),
           conv.transposed() ? narrow(conv.stride()[0]) : 1,
-          conv.transposed() ? narrow(conv.stride()[1]) : 1};
+          conv.transposed() ? narrow(conv.stride()[1]) : 1,
+          by_image};
+}
+
+// The plan whose kernel stores elements of type `stored`, and how it loads.
+struct PlannedHalo {
+  sm90::InputLoad load;
+  sm90::HaloPlan plan;
+};
+PlannedHalo plan_halo(const ConvPlanProblem& problem, DType stored, bool by_image) {
+  const sm90::InputLoad load = input_load(problem);
+  PlannedHalo planned{load, sm90::plan_halo(halo_problem(problem, stored, load, by_image))};
+  if (load == sm90::InputLoad::kRows && !planned.plan.why_not.empty()) {  // no room for raw stages
+    const sm90::InputLoad gather = sm90::InputLoad::kGather;
+    planned = {gather, sm90::plan_halo(halo_problem(problem, stored, gather, by_image))};
+  }
+  return planned;
+}
+
+sm90::HaloNorm halo_norm(const GroupNormShape& shape) {
+  sm90::HaloNorm norm;
+  norm.groups = static_cast<int>(shape.groups);
+  norm.epsilon = shape.epsilon;
+  norm.weight_operand = shape.weight_operand;
+  norm.shift_operand = shape.shift_operand;
+  norm.weight_dtype = shape.weight_dtype;
+  norm.shift_dtype = shape.shift_dtype;
+  norm.weight_stride = shape.weight_stride;
+  norm.shift_stride = shape.shift_stride;
+  return norm;
+}
+
+// Where the value before a GroupNorm lies until it is normalised: in the output, if that keeps all of it.
+std::size_t intermediate_bytes(const ConvPlanProblem& problem) {
+  if (problem.output_dtype == DType::kFloat32) return 0;
+  const Extents& extents = problem.conv.output();
+  std::int64_t last = 0;
+  for (std::size_t d = 0; d < extents.size(); ++d) last += (extents[d] - 1) * problem.output_strides[d];
+  return static_cast<std::size_t>(last + 1) * sizeof(float);
+}
+
+EpilogueProblem normalising_problem(const ConvPlanProblem& given) {
+  EpilogueProblem problem;
+  problem.program = given.program;
+  problem.on_cuda = true;
+  problem.extents = given.conv.output();
+  problem.input_dtype = DType::kFloat32;
+  problem.input_strides = given.output_strides;
+  problem.output_dtype = given.output_dtype;
+  problem.output_strides = given.output_strides;
+  problem.bias = given.bias;
+  problem.operands = given.operands;
+  return problem;
 }
 
 // Whether offsets from the begin of a tile's first image to the end of its last fit 32 bits.
@@ -182,11 +237,22 @@ std::string transposed_format(const ConvProblem& conv) {
   return concat("/transposed/", dimension(0), "/", dimension(1));
 }
 
+// Whether computing everything twice takes less time than storing it in float32 and reading that again.
+bool recomputes(const sm90::HaloPlan& plan) {
+  const sm90::HaloGeometry& g = plan.geometry;
+  if (!g.weights_stay) return false;  // else the warp that streams them merges statistics
+  const double elements = 1.0 * g.batch * g.filters * g.out_height * g.out_width;
+  return plan.statistics_clocks < elements * 2 * sizeof(float) / sm90::kStoreBytesPerClock;
+}
+
 }  // namespace
 
 struct ConvPlan::State {
   sm90::HaloConvProblem problem;
   std::unique_ptr<const sm90::HaloConv> conv;
+  std::unique_ptr<const CudaPass> normalise;  // of what `conv` has stored, or nullptr
+  std::size_t intermediate_bytes = 0;         // of that, where it is not the output
+  std::string kernel;
   std::string weight_format;
   int rank;  // of input and weight
   std::vector<bool> operand_is_number;
@@ -218,19 +284,31 @@ std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& given, std::string
   }
   sm90::HaloConvProblem& conv = state->problem;
   conv.program = lower(problem.program, options);
-  if (conv.program.has_group_norm) {
-    why_not = "the kernel stores each value once, and a GroupNorm needs all of a sample's before";
-    return std::nullopt;
-  }
-  conv.load = input_load(problem);
-  sm90::HaloPlan halo = sm90::plan_halo(halo_problem(problem, conv.load));
-  if (conv.load == sm90::InputLoad::kRows && !halo.why_not.empty()) {  // no room for raw stages
-    conv.load = sm90::InputLoad::kGather;
-    halo = sm90::plan_halo(halo_problem(problem, conv.load));
-  }
-  why_not = halo.why_not;
+  DType stored = problem.output_dtype;
+  const bool has_norm = conv.program.has_group_norm;
+  PlannedHalo planned = plan_halo(problem, stored, has_norm);
+  why_not = planned.plan.why_not;
   if (!why_not.empty()) return std::nullopt;
-  const sm90::HaloGeometry& g = conv.geometry = halo.geometry;
+  if (has_norm) {
+    conv.norm = halo_norm(make_pass(normalising_problem(given)).norm);  // whose shapes that checks
+    conv.norm.plan = sm90::NormPlan::kRecompute;
+    if (!recomputes(planned.plan)) {
+      if (!conv.program.restarts_at_norm()) {
+        why_not =
+            "what follows the GroupNorm reads a value from before it, and computing that anew takes longer "
+            "than a pass behind another convolution";
+        return std::nullopt;
+      }
+      conv.norm.plan = sm90::NormPlan::kOfStored;
+      conv.program = conv.program.before_norm();
+      stored = DType::kFloat32;
+      planned = plan_halo(problem, stored, true);
+      why_not = planned.plan.why_not;
+      if (!why_not.empty()) return std::nullopt;
+    }
+  }
+  conv.load = planned.load;
+  const sm90::HaloGeometry& g = conv.geometry = planned.plan.geometry;
   if (!offsets_fit(g, problem.output_strides)) {
     why_not = "an image of the output is too large for the kernel's 32-bit index arithmetic";
     return std::nullopt;
@@ -239,14 +317,30 @@ std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& given, std::string
   conv.math = problem.math;
   conv.padding_mode = problem.padding_mode;
   conv.input = tensor_layout(problem.input_dtype, problem.input_strides);
-  conv.output = tensor_layout(problem.output_dtype, problem.output_strides);
+  conv.output = tensor_layout(stored, problem.output_strides);
   for (const PlacedOperand& operand : operands) {
+    if (!conv.program.reads(operand.place)) continue;
     conv.operands[operand.place] = tensor_layout(operand.dtype, operand.strides);
     conv.is_used[operand.place] = true;
   }
+  if (conv.norm.plan == sm90::NormPlan::kRecompute) {
+    for (const int place : {kMeanOperand, kScaleOperand, kShiftOperand}) {
+      conv.operands[place] = tensor_layout(DType::kFloat32, {problem.conv.K(), 1, 0, 0});
+      conv.is_used[place] = true;
+    }
+  }
   state->weight_format = concat(name_of(problem.math), "/", g.row_bytes, "/", g.group_r, "x", g.group_s);
+  if (g.joint_rows > 1) state->weight_format += concat("/joint/", g.joint_rows);
   if (problem.conv.transposed()) state->weight_format += transposed_format(problem.conv);
   state->conv = std::make_unique<const sm90::HaloConv>(conv);
+  state->kernel = state->conv->kernel();
+  if (conv.norm.plan == sm90::NormPlan::kRecompute) state->kernel += "_recomputing";
+  if (conv.norm.plan == sm90::NormPlan::kOfStored) {
+    state->normalise =
+        std::make_unique<const CudaPass>(make_pass_behind_statistics(normalising_problem(given)));
+    state->intermediate_bytes = intermediate_bytes(given);
+    state->kernel += concat("_with_statistics, elementwise_cuda_", state->normalise->kernel());
+  }
   return ConvPlan(std::move(state));
 }
 
@@ -255,7 +349,10 @@ ConvPlan::~ConvPlan() = default;
 ConvPlan::ConvPlan(ConvPlan&&) noexcept = default;
 ConvPlan& ConvPlan::operator=(ConvPlan&&) noexcept = default;
 
-const std::string& ConvPlan::kernel() const { return state_->conv->kernel(); }
+const std::string& ConvPlan::kernel() const { return state_->kernel; }
+std::size_t ConvPlan::workspace_bytes() const {
+  return state_->conv->workspace_bytes() + state_->intermediate_bytes;
+}
 bool ConvPlan::hides_epilogue() const { return state_->conv->hides_epilogue(); }
 const std::string& ConvPlan::weight_format() const { return state_->weight_format; }
 
@@ -290,7 +387,19 @@ void ConvPlan::run(const ConvPointers& pointers) const {
     addresses.numbers[i] = pointers.numbers[i];
   }
   addresses.operands[kBiasOperand] = pointers.bias;
+  addresses.workspace = pointers.workspace;
+  require(workspace_bytes() == 0 || pointers.workspace != nullptr, "the plan takes a workspace of ",
+          workspace_bytes(), " bytes");
+  const bool has_intermediate = state_->intermediate_bytes > 0;
+  if (has_intermediate) {
+    addresses.output = static_cast<std::uint8_t*>(pointers.workspace) + state_->conv->workspace_bytes();
+  }
   state_->conv->launch(addresses, pointers.weights, pointers.device, pointers.stream);
+  if (state_->normalise == nullptr) return;
+  addresses.input = addresses.output;
+  addresses.output = pointers.output;
+  sm90::set_norm_tables(state_->problem.geometry, pointers.workspace, addresses);
+  state_->normalise->launch(addresses, pointers.device, pointers.stream);
 }
 
 std::string why_no_conv_kernels(int major, int minor) {

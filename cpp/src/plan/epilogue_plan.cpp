@@ -9,6 +9,7 @@
 #include "elementwise/epilogue_pass.h"
 #include "epiconv/error.h"
 #include "plan/operand_strides.h"
+#include "plan/pass_plan.h"
 
 namespace epiconv {
 namespace {
@@ -183,7 +184,8 @@ void check(const EpilogueProblem& problem) {
   }
 }
 
-Pass make_pass(const EpilogueProblem& problem) {
+// With `is_behind`, of what comes behind the statistics.
+Pass make_pass(const EpilogueProblem& problem, bool is_behind) {
   check(problem);
   check_no_overlap(problem);
   Pass pass;
@@ -198,12 +200,17 @@ Pass make_pass(const EpilogueProblem& problem) {
   pass.program = lower(problem.program, options);
   pass.input.dtype = problem.input_dtype;
   pass.output.dtype = problem.output_dtype;
-  set_walk(problem, collect_tensors(problem, pass), pass);
+  const Tensors tensors = collect_tensors(problem, pass);
+  if (is_behind) pass.program = pass.program.behind_statistics();
+  set_walk(problem, tensors, pass);
   if (pass.program.has_group_norm) set_norm(problem, pass);
   return pass;
 }
 
 }  // namespace
+
+Pass make_pass(const EpilogueProblem& problem) { return make_pass(problem, false); }
+Pass make_pass_behind_statistics(const EpilogueProblem& problem) { return make_pass(problem, true); }
 
 struct EpiloguePlan::State {
   Pass pass;

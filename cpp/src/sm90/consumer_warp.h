@@ -29,6 +29,12 @@ struct ConsumerWarp {
       ptx::named_barrier<3, kConsumerThreads>();
     }
   }
+
+  // Whether any thread of the group says so; waits for all of them.
+  __device__ __forceinline__ bool any_of_group(bool says) const {
+    return consumer == 0 ? ptx::named_barrier_any<2, kConsumerThreads>(says)
+                         : ptx::named_barrier_any<3, kConsumerThreads>(says);
+  }
 };
 
 }  // namespace epiconv::sm90

@@ -28,8 +28,8 @@ struct ConvShape {
 struct TileTables {
   const HaloGeometry& g;
   const Tile& tile;
-  std::int32_t image;  // n of the first position
-  std::int32_t row_phase;
+  std::int32_t image;      // n of the first position
+  std::int32_t row_phase;  // of phases and joint rows
   // Where the positions lie in the output, from `begin` on, in elements; -1 for what is dropped.
   const std::int32_t* offsets;
   // Of the operands that have one element for each filter: [place][kGroupFilters].
@@ -38,7 +38,7 @@ struct TileTables {
 
   // The output row that offsets count from.
   __device__ __forceinline__ std::int32_t first_row() const {
-    return (g.stacked ? 0 : tile.first_row) * g.phases_h + row_phase;
+    return (g.stacked ? 0 : tile.first_row) * g.output_rows() + row_phase;
   }
   // Of filter 0 in the tensor, which is laid out like the output.
   __device__ __forceinline__ std::int64_t begin(const PixelTensor& tensor) const {
@@ -49,7 +49,7 @@ struct TileTables {
 
 // Tiles with the same pattern have the same offsets; -1 is a pattern of its own each time.
 __device__ __forceinline__ std::int32_t offset_pattern(const HaloGeometry& g, const Tile& tile) {
-  const bool is_whole = !g.stacked && (tile.first_row + g.run_rows) * g.phases_h <= g.out_height;
+  const bool is_whole = !g.stacked && (tile.first_row + g.run_rows) * g.output_rows() <= g.out_height;
   return is_whole ? tile.strip * kTilePixels + tile.offset : -1;
 }
 

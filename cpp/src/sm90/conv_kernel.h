@@ -17,12 +17,15 @@
 //   copy engine     -- raw_full -->   warp that turns, which then asks for the next raw row
 //   weight producer -- stage_full --> its consumer    -- stage_empty --> weight producer
 //   consumer        -- turn -->       other consumer
+// and, of a GroupNorm, across all blocks (statistics.h):
+//   consumers       -- arrived -->    warp 0, which merges -- merged --> consumers
 #pragma once
 
+#include "sm90/consumer.h"
 #include "sm90/conv_kernels.h"
 #include "sm90/gather_producer.h"
-#include "sm90/mainloop.h"
 #include "sm90/row_producer.h"
+#include "sm90/statistics.h"
 #include "sm90/tma_producer.h"
 #include "sm90/weight_producer.h"
 
@@ -33,21 +36,26 @@ inline constexpr int kProducerRegisters = 104;
 inline constexpr int kConsumerRegisters = 200;
 static_assert(kProducerRegisters + 2 * kConsumerRegisters <= 3 * 168);
 
-template <typename Maths>
+template <typename Maths, bool kGeneral>
 __device__ __forceinline__ void produce(const ConvParameters& p, const SharedMemory& shared,
                                         std::uint8_t* memory) {
   const int thread = threadIdx.x;
   if (thread < 32) {
-    if (thread == 0) produce_weights(p, shared);
+    if (thread == 0) produce_weights<kGeneral>(p, shared);
+    if constexpr (kGeneral) {
+      __syncwarp();
+      if (p.norm.plan == NormPlan::kRecompute)
+        merge_statistics(p.norm, p.geometry.batch, p.geometry.filters, thread);
+    }
   } else if (p.load == InputLoad::kBoxes) {
-    if (thread == 32) produce_by_tma(p, shared);
+    if (thread == 32) produce_by_tma<kGeneral>(p, shared);
   } else {
     Maths::visit(p.math, [&]<typename Math>() {
       visit_input<Math>(p.geometry.input_bytes, [&]<typename In>() {
         if (p.load == InputLoad::kRows) {
-          RowProducer<Math, In>(p, shared, memory, thread - 32).run();
+          RowProducer<Math, In, kGeneral>(p, shared, memory, thread - 32).run();
         } else {
-          GatherProducer<Math, In>(p, shared, memory, thread - 32).run();
+          GatherProducer<Math, In, kGeneral>(p, shared, memory, thread - 32).run();
         }
       });
     });
@@ -63,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, 1) halo_conv(const __grid_constant__
   __syncthreads();
   if (threadIdx.x < kProducerThreads) {
     ptx::give_registers<kProducerRegisters>();
-    produce<Maths>(p, shared, memory);
+    produce<Maths, Evaluator::kMayHaveNorm>(p, shared, memory);
   } else {
     ptx::take_registers<kConsumerRegisters>();
     // Told to be one for the whole warp, as the compiler must know for the wgmma that depend on it.

@@ -15,7 +15,8 @@ struct ConvKernel {
 };
 
 // Made for this very program, whose operands all have one element for each filter.
-ConvKernel static_kernel(const LoweredProgram& program, ConvMath math, int interleave);
+// Of joint rows only with a GroupNorm.
+ConvKernel static_kernel(const LoweredProgram& program, ConvMath math, int interleave, int joint_rows);
 // For any chain.
 ConvKernel chain_kernel(int interleave);
 // For any program.

@@ -8,6 +8,7 @@
 #include "device/chunk.h"
 #include "epiconv/conv_plan.h"
 #include "sm90/fragments.h"
+#include "sm90/tile_walk.h"
 
 namespace epiconv::sm90 {
 
@@ -31,9 +32,30 @@ struct EpilogueParameters {
   Step<T> steps[kSteps];
   StoreKind store;
   bool runs_in_place;  // all steps are folded ones, with one element for each filter
-  // Places of the operands that have one element for each filter.
-  std::uint8_t num_of_filters;
+  // Places of the operands that have one element for each filter: first those with the same in all images.
+  std::uint8_t num_of_filters, num_of_all_images;
   std::uint8_t of_filters[kNumOperandPlaces];
+};
+
+// Statistics go to memory tile by tile, as the mean and the sum of squared distances from it of each filter,
+// and are merged in the order of tiles: the result depends on the shape alone.
+struct NormParameters {
+  NormPlan plan;
+  std::int32_t groups, group_channels;
+  std::int32_t image_rows;  // of partial results: runs of an image, times rows of the output in each
+  float2* partials;         // [image][run][output row][filter]
+  float* counts;            // [image][run][output row]
+  std::uint32_t* arrived;   // [image]: visits that its warps have made
+  std::uint32_t* merged;    // [image]: groups
+  std::uint32_t all_arrived;
+  double epsilon;
+  const void* weight;  // of the affine, or nullptr
+  const void* shift;
+  DType weight_dtype, shift_dtype;
+  std::int64_t weight_stride, shift_stride;
+  float* means;  // [image][filter], negated; as are scales and shifts behind
+  float* scales;
+  float* shifts;
 };
 
 // Input of the gather producer, (N, C, H, W); strides in elements.
@@ -54,7 +76,15 @@ struct ConvParameters {
   ConvMath math;
   InputLoad load;
   HaloGeometry geometry;
+  Visits visits;
   EpilogueParameters epilogue;
+  NormParameters norm;
 };
+
+#if defined(__CUDACC__)
+__device__ __forceinline__ BlockTiles block_tiles(const ConvParameters& p) {
+  return {p.geometry, p.visits, static_cast<std::int32_t>(blockIdx.x), static_cast<std::int32_t>(gridDim.x)};
+}
+#endif
 
 }  // namespace epiconv::sm90

@@ -14,7 +14,9 @@ HaloConv::HaloConv(const HaloConvProblem&) { refuse(); }
 HaloConv::~HaloConv() = default;
 const std::string& HaloConv::kernel() const { refuse(); }
 bool HaloConv::hides_epilogue() const { refuse(); }
+std::size_t HaloConv::workspace_bytes() const { refuse(); }
 void HaloConv::launch(const PassPointers&, const void*, int, void*) const { refuse(); }
+void set_norm_tables(const HaloGeometry&, void*, PassPointers&) { refuse(); }
 void pack_weights(const HaloGeometry&, ConvMath, const void*, const TensorLayout&, void*, int, void*) {
   refuse();
 }

@@ -15,7 +15,6 @@ namespace epiconv::sm90 {
 enum class StoreKind : std::uint8_t { kBoxes, kFilters, kQuadsOfPixels, kSectors, kPairsOfPixels, kPixels };
 
 inline constexpr int kAccumulators = kTilePixels / 2;  // of a thread: 64 filters x 256 pixels / 128 threads
-inline constexpr int kWarpFilters = 16;
 inline constexpr int kPiecePixels = 32;
 inline constexpr int kPieces = kTilePixels / kPiecePixels;
 inline constexpr int kPieceAccumulators = kAccumulators / kPieces;
@@ -118,7 +117,7 @@ EPICONV_HOST_DEVICE std::uint32_t box_offset(std::int32_t size, std::int32_t pix
 EPICONV_HOST_DEVICE bool boxes_lie_in_rows(const HaloGeometry& g, std::int32_t size) {
   const std::int32_t numbers = box_pixels(size) >> g.interleave;  // of the raster
   const auto pitch = static_cast<std::int32_t>(g.pitch.divisor);
-  return 1 << g.interleave == g.phases_w && g.strips.divisor == 1 &&
+  return g.joint_rows == 1 && 1 << g.interleave == g.phases_w && g.strips.divisor == 1 &&
          (g.step == pitch ? g.run <= pitch : g.step == g.run && pitch % numbers == 0);
 }
 

@@ -89,7 +89,7 @@ struct BoxCursor {
   }
 };
 
-template <typename Math, typename In>
+template <typename Math, typename In, bool kGeneral>
 class GatherProducer {
  public:
   __device__ __forceinline__ GatherProducer(const ConvParameters& p, const SharedMemory& shared,
@@ -98,16 +98,15 @@ class GatherProducer {
 
   __device__ __forceinline__ void run() {
     RingPlace place(g_.num_slots);
-    const RowKeeper<2> keeper(shared_, memory_, thread_);
+    const RowKeeper<2, kGeneral> keeper(shared_, memory_, thread_);
     int which = 0;
-    const TileRange range = TileRange::of(g_);
-    UnitWalk walk(g_, range.first, range.last);
-    table(which).fill(p_, walk.tile, walk.unit, thread_);
+    UnitWalk<kGeneral> walk(block_tiles(p_));
+    table(which).fill(p_, walk.tile(), walk.unit, thread_);
     while (!walk.ended()) {
       const int following = which == kBoxTables - 1 ? 0 : which + 1;
-      UnitWalk next = walk;
+      UnitWalk<kGeneral> next = walk;
       next.advance();
-      if (!next.ended()) table(following).fill(p_, next.tile, next.unit, thread_);
+      if (!next.ended()) table(following).fill(p_, next.tile(), next.unit, thread_);
       loader_barrier();
       if (!next.ended()) prefetch(next, table(following));
       ptx::mbarrier_wait(shared_.slot_empty(place.index()), place.empty_parity(), "empty slot",
@@ -134,10 +133,13 @@ class GatherProducer {
   // Two pixels of a channel, kept as they come: as two elements they would take two registers.
   using Pair = std::conditional_t<sizeof(In) == 2, std::uint32_t, float2>;
 
+  // Where row y of a box lies in its slot, in rows of the box.
+  __device__ __forceinline__ int line(int y) const { return kGeneral ? g_.slot_line(y) : y; }
+
   __device__ __forceinline__ BoxTables table(int which) const { return BoxTables::of(g_, memory_, which); }
 
   // Asks for the lines of a unit's box, where pixels lie side by side.
-  __device__ __forceinline__ void prefetch(const UnitWalk& walk, const BoxTables& tables) const {
+  __device__ __forceinline__ void prefetch(const UnitWalk<kGeneral>& walk, const BoxTables& tables) const {
     if (p_.input.stride_w != 1 || p_.input.stride_c == 1) return;
     constexpr int kLinePixels = kLineBytes / sizeof(In);
     const int pitch = static_cast<int>(g_.pitch.divisor);
@@ -160,14 +162,14 @@ class GatherProducer {
   }
 
   // Loads the box's rows from `kept` on.
-  __device__ __forceinline__ void fill_slot(const UnitWalk& walk, const BoxTables& tables, int kept,
+  __device__ __forceinline__ void fill_slot(const UnitWalk<kGeneral>& walk, const BoxTables& tables, int kept,
                                             std::uint8_t* slot) const {
     const int row_pieces = g_.row_bytes / 16;
     const int step = p_.input.in_pairs ? kPairPieces : kPieces;
     const int rows = walk.box_rows();
     int channel = walk.unit.channel_block * (g_.row_bytes / g_.element_bytes);
     const In* from = static_cast<const In*>(p_.input.data) + channel * p_.input.stride_c;
-    const int column = box_column(g_, walk.tile, walk.unit);
+    const int column = box_column(g_, walk.tile(), walk.unit);
 #pragma unroll 1
     for (int first = 0; first < row_pieces; first += step) {
       const int channels = g_.channels - channel;
@@ -224,7 +226,7 @@ class GatherProducer {
                                                const BoxCursor& at, int first, const In* from,
                                                int channels) const {
     const int pieces = g_.row_bytes / 16 - first;
-    const int position = at.y * at.width + at.x;
+    const int position = line(at.y) * at.width + at.x;
     const std::int64_t row = tables.rows[at.y];
     const std::int32_t column = tables.columns[at.x];
     if (row < 0 || column < 0) channels = 0;
@@ -295,7 +297,7 @@ class GatherProducer {
     for (int second = 0; second < 2; ++second) {
       const int x = 2 * at.x - odd + second;
       if (x < 0 || x >= pitch) continue;
-      const SlotRow row = SlotRow::of(g_, at.y * pitch + x);
+      const SlotRow row = SlotRow::of(g_, line(at.y) * pitch + x);
 #pragma unroll
       for (int i = 0; i < kPairPieces; ++i) {
         if (i >= pieces) break;

@@ -12,12 +12,20 @@
 #include "sm90/tensor_map.h"
 
 namespace epiconv::sm90 {
+
+// Of all images, when a convolution has written its partial results.
+cudaError_t merge_statistics(const NormParameters& norm, std::int32_t images, std::int32_t filters,
+                             cudaStream_t stream);
+
 namespace {
 
 // How a program's operand lies: one element for each filter, like the output, or in any other way.
-Pattern pattern_of(const TensorLayout& layout, const TensorLayout& output) {
+// An element for each filter of each image is one where no tile has several images.
+Pattern pattern_of(const TensorLayout& layout, const HaloConvProblem& problem) {
   const auto& strides = layout.strides;
-  if (strides[0] == 0 && strides[2] == 0 && strides[3] == 0) return Pattern::kOne;
+  const auto& output = problem.output;
+  const bool is_one = strides[0] == 0 || !problem.geometry.stacked;
+  if (is_one && strides[2] == 0 && strides[3] == 0) return Pattern::kOne;
   const bool like_output =
       strides[0] == output.strides[0] && strides[2] == output.strides[2] && strides[3] == output.strides[3];
   return like_output ? Pattern::kLinear : Pattern::kScattered;
@@ -25,7 +33,15 @@ Pattern pattern_of(const TensorLayout& layout, const TensorLayout& output) {
 
 bool only_of_filters(const HaloConvProblem& problem) {
   for (int i = 0; i < kNumOperandPlaces; ++i) {
-    if (problem.is_used[i] && pattern_of(problem.operands[i], problem.output) != Pattern::kOne) return false;
+    if (problem.is_used[i] && pattern_of(problem.operands[i], problem) != Pattern::kOne) return false;
+  }
+  return true;
+}
+
+// Those of a GroupNorm aside.
+bool only_of_all_images(const HaloConvProblem& problem) {
+  for (int i = 0; i < kMeanOperand; ++i) {
+    if (problem.is_used[i] && problem.operands[i].strides[0] != 0) return false;
   }
   return true;
 }
@@ -33,7 +49,10 @@ bool only_of_filters(const HaloConvProblem& problem) {
 ConvKernel kernel_of(const HaloConvProblem& problem) {
   const int interleave = problem.geometry.interleave;
   ConvKernel kernel{};
-  if (only_of_filters(problem)) kernel = static_kernel(problem.program, problem.math, interleave);
+  // A static program that ends where a norm begins takes no statistics.
+  const bool is_whole = problem.norm.plan != NormPlan::kOfStored;
+  if (only_of_filters(problem) && only_of_all_images(problem) && is_whole)
+    kernel = static_kernel(problem.program, problem.math, interleave, problem.geometry.joint_rows);
   if (kernel.function == nullptr && problem.program.is_chain()) kernel = chain_kernel(interleave);
   return kernel.function != nullptr ? kernel : dag_kernel(interleave);
 }
@@ -52,8 +71,8 @@ HaloConvProblem with_gates_of(const HaloConvProblem& problem) {
   return result;
 }
 
-PixelTensor pixel_tensor(const TensorLayout& layout, const TensorLayout& output) {
-  PixelTensor tensor{nullptr, {}, layout.dtype, pattern_of(layout, output)};
+PixelTensor pixel_tensor(const TensorLayout& layout, const HaloConvProblem& problem) {
+  PixelTensor tensor{nullptr, {}, layout.dtype, pattern_of(layout, problem)};
   for (int d = 0; d < 4; ++d) tensor.strides[d] = static_cast<std::int32_t>(layout.strides[d]);
   return tensor;
 }
@@ -126,17 +145,64 @@ struct HaloConv::State {
     parameters.geometry = g;
     parameters.input = gathered_input(problem);
     EpilogueParameters& epilogue = parameters.epilogue;
-    epilogue.output = pixel_tensor(problem.output, problem.output);
+    epilogue.output = pixel_tensor(problem.output, problem);
     for (int i = 0; i < kNumOperandPlaces; ++i) {
-      epilogue.operands[i] = pixel_tensor(problem.operands[i], problem.output);
-      if (problem.is_used[i] && epilogue.operands[i].pattern == Pattern::kOne) {
-        epilogue.of_filters[epilogue.num_of_filters++] = static_cast<std::uint8_t>(i);
-      }
+      epilogue.operands[i] = pixel_tensor(problem.operands[i], problem);
     }
+    list_of_filters(epilogue);
+    set_norm();
     epilogue.save_input = problem.program.save_input;
     epilogue.store = store_kind(g, problem.output);
     set_steps(epilogue, pass, PassPointers{}, kernel.takes_folded_steps);
     epilogue.runs_in_place = only_of_filters(problem) && runs_in_place(epilogue);
+  }
+
+  // Those of the norm, whose places are the last ones, come last.
+  void list_of_filters(EpilogueParameters& epilogue) const {
+    for (const bool of_all_images : {true, false}) {
+      for (int i = 0; i < kNumOperandPlaces; ++i) {
+        const PixelTensor& operand = epilogue.operands[i];
+        const bool is_listed = problem.is_used[i] && operand.pattern == Pattern::kOne;
+        if (!is_listed || (operand.strides[0] == 0) != of_all_images) continue;
+        epilogue.of_filters[epilogue.num_of_filters++] = static_cast<std::uint8_t>(i);
+      }
+      if (of_all_images) epilogue.num_of_all_images = epilogue.num_of_filters;
+    }
+  }
+
+  void set_norm() {
+    const HaloNorm& from = problem.norm;
+    NormParameters& norm = parameters.norm;
+    norm.plan = from.plan;
+    if (from.plan == NormPlan::kNone) return;
+    const NormLayout layout = NormLayout::of(problem.geometry);
+    norm.groups = from.groups;
+    norm.group_channels = problem.geometry.filters / from.groups;
+    norm.image_rows = static_cast<std::int32_t>(layout.image_rows);
+    norm.all_arrived =
+        static_cast<std::uint32_t>(layout.image_tiles * problem.geometry.sharers * kWarpsPerGroup);
+    norm.epsilon = from.epsilon;
+    norm.weight_dtype = from.weight_dtype;
+    norm.shift_dtype = from.shift_dtype;
+    norm.weight_stride = from.weight_stride;
+    norm.shift_stride = from.shift_stride;
+  }
+
+  void set_norm_pointers(ConvParameters& p, const PassPointers& pointers) const {
+    NormParameters& norm = p.norm;
+    if (norm.plan == NormPlan::kNone) return;
+    const NormLayout layout = NormLayout::of(problem.geometry);
+    auto* const memory = static_cast<std::uint8_t*>(pointers.workspace);
+    norm.arrived = reinterpret_cast<std::uint32_t*>(memory + layout.counters);
+    norm.merged = norm.arrived + problem.geometry.batch;
+    norm.means = reinterpret_cast<float*>(memory + layout.means);
+    norm.scales = reinterpret_cast<float*>(memory + layout.scales);
+    norm.shifts = reinterpret_cast<float*>(memory + layout.shifts);
+    norm.counts = reinterpret_cast<float*>(memory + layout.counts);
+    norm.partials = reinterpret_cast<float2*>(memory + layout.partials);
+    const auto operand = [&](int place) { return place < 0 ? nullptr : pointers.operands[place]; };
+    norm.weight = operand(problem.norm.weight_operand);
+    norm.shift = operand(problem.norm.shift_operand);
   }
 
   // The limit of shared memory is a device's.
@@ -176,15 +242,70 @@ void HaloConv::launch(const PassPointers& pointers, const void* weights, int dev
     epilogue.store = StoreKind::kPixels;
   }
   if (epilogue.store == StoreKind::kBoxes) p.output_map = output_map(problem, pointers.output);
-  for (int i = 0; i < kNumOperandPlaces; ++i) epilogue.operands[i].data = pointers.operands[i];
+  PassPointers addresses = pointers;
+  state_->set_norm_pointers(p, addresses);
+  const bool recomputes = p.norm.plan == NormPlan::kRecompute;
+  if (recomputes) set_norm_tables(g, pointers.workspace, addresses);
+  for (int i = 0; i < kNumOperandPlaces; ++i) epilogue.operands[i].data = addresses.operands[i];
   if (!problem.program.late_numbers.empty()) {
     set_steps(epilogue, state_->pass, pointers, state_->kernel.takes_folded_steps);
   }
   void* arguments[] = {&p};
-  const auto blocks = static_cast<unsigned>(std::min(g.tiles, multiprocessors(device)));
-  check(cudaLaunchKernel(state_->kernel.function, dim3(blocks), dim3(kThreads), arguments, g.shared_bytes,
-                         static_cast<cudaStream_t>(stream)),
-        "the launch", state_->name, g);
+  const int blocks = std::min(g.tiles, multiprocessors(device));
+  auto* const cuda_stream = static_cast<cudaStream_t>(stream);
+  if (recomputes) {
+    p.visits = Visits::twice(g, blocks);
+    const std::size_t counters = 2 * sizeof(std::uint32_t) * static_cast<std::size_t>(g.batch);
+    check(cudaMemsetAsync(p.norm.arrived, 0, counters, cuda_stream), "the setup", state_->name, g);
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = static_cast<std::size_t>(g.shared_bytes);
+  config.stream = cuda_stream;
+  // Blocks that wait for each other must all be running.
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  config.attrs = &attribute;
+  config.numAttrs = recomputes ? 1 : 0;
+  check(cudaLaunchKernelExC(&config, state_->kernel.function, arguments), "the launch", state_->name, g);
+  if (p.norm.plan == NormPlan::kOfStored) {
+    check(merge_statistics(p.norm, g.batch, g.filters, cuda_stream), "the statistics", state_->name, g);
+  }
+}
+
+NormLayout NormLayout::of(const HaloGeometry& g) {
+  NormLayout layout{};
+  layout.image_tiles = g.tiles / g.batch;
+  layout.image_rows = layout.image_tiles / g.filter_tiles.divisor * g.output_rows();
+  const auto take = [&](std::int64_t bytes) {
+    constexpr std::int64_t kAlignment = 128;
+    const std::size_t begin = layout.bytes;
+    layout.bytes += static_cast<std::size_t>((bytes + kAlignment - 1) / kAlignment * kAlignment);
+    return begin;
+  };
+  const std::int64_t table = std::int64_t{4} * g.batch * g.filters, rows = g.batch * layout.image_rows;
+  layout.counters = take(std::int64_t{8} * g.batch);
+  layout.means = take(table);
+  layout.scales = take(table);
+  layout.shifts = take(table);
+  layout.counts = take(4 * rows);
+  layout.partials = take(8 * rows * g.filters);
+  return layout;
+}
+
+std::size_t HaloConv::workspace_bytes() const {
+  const HaloConvProblem& problem = state_->problem;
+  return problem.norm.plan == NormPlan::kNone ? 0 : NormLayout::of(problem.geometry).bytes;
+}
+
+void set_norm_tables(const HaloGeometry& g, void* workspace, PassPointers& pointers) {
+  const NormLayout layout = NormLayout::of(g);
+  const auto* const memory = static_cast<const std::uint8_t*>(workspace);
+  pointers.operands[kMeanOperand] = memory + layout.means;
+  pointers.operands[kScaleOperand] = memory + layout.scales;
+  pointers.operands[kShiftOperand] = memory + layout.shifts;
 }
 
 }  // namespace epiconv::sm90

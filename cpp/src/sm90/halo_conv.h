@@ -9,6 +9,7 @@
 #include "epiconv/conv_plan.h"
 #include "pass.h"
 #include "sm90/stored_pairs.h"
+#include "sm90/tile_walk.h"
 
 namespace epiconv::sm90 {
 
@@ -53,6 +54,25 @@ inline StoreKind store_kind(const HaloGeometry& g, const TensorLayout& output) {
   return is_dense && is_wide && stores_in_sectors(g) ? StoreKind::kSectors : StoreKind::kPairsOfPixels;
 }
 
+// The GroupNorm of a program that is computed by visits (NormPlan::kRecompute), or follows it (kOfStored).
+struct HaloNorm {
+  NormPlan plan = NormPlan::kNone;
+  std::int32_t groups = 1;
+  double epsilon = 0.0;
+  int weight_operand = -1, shift_operand = -1;
+  DType weight_dtype = DType::kFloat32, shift_dtype = DType::kFloat32;
+  std::int64_t weight_stride = 0, shift_stride = 0;
+};
+
+// Where a norm's statistics lie in the workspace, in bytes: counters, which begin as zeros, tables of what
+// the normalising steps read, and partial results.
+struct NormLayout {
+  std::int64_t image_tiles, image_rows;
+  std::size_t counters, means, scales, shifts, counts, partials, bytes;
+
+  static NormLayout of(const HaloGeometry& g);
+};
+
 struct HaloConvProblem {
   HaloGeometry geometry{};
   bool transposed = false;
@@ -63,6 +83,7 @@ struct HaloConvProblem {
   TensorLayout input, output;  // strides of the output fit 32 bits, and so do the operands'
   TensorLayout operands[kNumOperandPlaces];
   bool is_used[kNumOperandPlaces] = {};  // the operand is a tensor
+  HaloNorm norm;
 };
 
 class HaloConv {
@@ -78,13 +99,19 @@ class HaloConv {
   // interpreter that goes chunk by chunk takes far longer: nothing hides what its one warp per scheduler
   // waits for.
   bool hides_epilogue() const;
-  // `pointers.input` is the convolution's. The device is the current one.
+  // Of the norm's statistics.
+  std::size_t workspace_bytes() const;
+  // `pointers.input` is the convolution's. The device is the current one. With NormPlan::kOfStored the
+  // workspace then holds what `norm_tables` finds there.
   void launch(const PassPointers& pointers, const void* weights, int device, void* stream) const;
 
  private:
   struct State;
   std::unique_ptr<const State> state_;
 };
+
+// Sets the addresses of the operands kMeanOperand, kScaleOperand and kShiftOperand in a workspace.
+void set_norm_tables(const HaloGeometry& g, void* workspace, PassPointers& pointers);
 
 // Writes packed weights (halo_geometry.h); weight: (K, C, R, S), whatever the order of its strides.
 void pack_weights(const HaloGeometry& geometry, ConvMath math, const void* weight, const TensorLayout& layout,

@@ -95,8 +95,24 @@ void set_taps(const HaloProblem& problem, HaloGeometry& g) {
   g.raster_width = static_cast<int>(ceil_div(problem.out_width, problem.stride_w));
 }
 
+// Joint rows are places of taps beside those of the filter.
+void set_joint_rows(const HaloProblem& problem, int shift, HaloGeometry& g) {
+  g.joint_shift = shift;
+  g.joint_rows = 1 << shift;
+  g.taps_r += g.joint_rows - 1;
+  g.row_taps[0].count += g.joint_rows - 1;
+  g.raster_height = static_cast<int>(ceil_div(problem.out_height, g.output_rows()));
+}
+
+// Whether rows of M that filters leave empty can hold others' rows. With dilation no two would share a place.
+bool can_be_joint(const HaloProblem& problem, int shift) {
+  if (shift == 0) return true;
+  return !problem.transposed && problem.dilation_h == 1 && problem.out_height >= 1 << shift &&
+         std::int64_t{problem.filters} << shift <= kGroupFilters;
+}
+
 void set_filters(const HaloProblem& problem, HaloGeometry& g) {
-  const int shares = static_cast<int>(ceil_div(problem.filters, kGroupFilters)) * g.phases_h;
+  const int shares = static_cast<int>(ceil_div(problem.filters, g.share_filters())) * g.phases_h;
   g.sharers = shares % 2 == 0 ? 2 : 1;
   g.filter_tiles = Divisor(static_cast<std::uint32_t>(shares / g.sharers));
 }
@@ -119,7 +135,9 @@ bool set_raster(const HaloProblem& problem, const Choice& choice, HaloGeometry& 
   g.group_s = choice.group_s;
   g.groups_r = static_cast<int>(ceil_div(g.taps_r, choice.group_r));
   g.groups_s = static_cast<int>(ceil_div(g.taps_s, choice.group_s));
-  const std::int64_t taps = std::int64_t{g.channel_blocks} * problem.taps_r * problem.taps_s;
+  if (g.joint_rows > 1 && g.groups_r > 1) return false;  // a group's rows would begin in any plane
+  const std::int64_t taps =
+      std::int64_t{g.channel_blocks} * (problem.taps_r + g.joint_rows - 1) * problem.taps_s;
   if (taps > kMaxInt) return false;
   g.taps = static_cast<int>(taps);
   for (int phase = 0, before = 0; phase < g.phases_h; ++phase) {
@@ -137,13 +155,13 @@ bool set_raster(const HaloProblem& problem, const Choice& choice, HaloGeometry& 
   g.pitch = Divisor(static_cast<std::uint32_t>(pitch));
   g.half_pitch = Divisor(static_cast<std::uint32_t>((pitch + 1) / 2));
   g.pair_pitch = Divisor(static_cast<std::uint32_t>(pitch / 2 + 1));
-  const std::int64_t image_rows = g.raster_height + halo_h;
+  const std::int64_t image_rows = g.raster_height + ceil_div(halo_h - (g.joint_rows - 1), g.joint_rows);
   const std::int64_t last_image = choice.stacked ? (problem.batch - 1) * image_rows : 0;
   const std::int64_t all_rows = last_image + g.raster_height;
   const std::int64_t positions = (all_rows - 1) * pitch + g.strip_width;
   if (positions + kTilePixels + kMaxBoxRows * pitch > kMaxInt) return false;
   const std::int64_t rows = positions / pitch + kMaxBoxRows + std::int64_t{g.taps_r - 1} * problem.dilation_h;
-  if (rows > kMaxInt) return false;
+  if (rows > kMaxInt >> g.joint_shift) return false;
   g.images_per_raster = choice.stacked ? problem.batch : 1;
   g.rasters = choice.stacked ? 1 : problem.batch;
   g.stacked = choice.stacked;
@@ -152,7 +170,7 @@ bool set_raster(const HaloProblem& problem, const Choice& choice, HaloGeometry& 
   g.step = choice.whole_rows ? static_cast<int>(whole * pitch) : g.run;
   g.step_rows = static_cast<int>(g.step / pitch);
   g.step_offset = static_cast<int>(g.step % pitch);
-  g.image_rows = Divisor(static_cast<std::uint32_t>(choice.stacked ? image_rows : kMaxInt));
+  g.image_rows = Divisor(static_cast<std::uint32_t>(choice.stacked ? image_rows : kMaxInt >> g.joint_shift));
   const std::int64_t runs = choice.whole_rows ? ceil_div(all_rows, whole) : ceil_div(positions, g.step);
   g.last_row = static_cast<int>((runs - 1) * g.step / pitch);
   g.last_offset = static_cast<int>((runs - 1) * g.step % pitch);
@@ -161,7 +179,8 @@ bool set_raster(const HaloProblem& problem, const Choice& choice, HaloGeometry& 
   const std::int64_t grain = std::gcd(pitch, std::int64_t{g.step});
   const std::int64_t most_offset = runs == 1 ? 0 : pitch - grain;
   g.run_rows = choice.whole_rows ? whole : static_cast<int>((most_offset + g.run - 1) / pitch + 1);
-  g.box_rows = static_cast<int>(g.run_rows + halo_h);
+  g.box_rows = static_cast<int>(((g.run_rows - 1) << g.joint_shift) + halo_h + 1);
+  g.plane_rows = static_cast<int>(ceil_div(g.box_rows, g.joint_rows));
   const double tiles = 1.0 * g.filter_tiles.divisor * runs * choice.strips * g.rasters;
   if (tiles > kMaxInt || g.box_rows > kMaxBoxRows) return false;
   g.tiles = static_cast<int>(tiles);
@@ -199,14 +218,16 @@ bool set_raw_stage(const HaloProblem& problem, int channels, HaloGeometry& g) {
 std::int32_t last_row_read(const HaloProblem& problem, const HaloGeometry& g) {
   const auto pitch = static_cast<std::int32_t>(g.pitch.divisor);
   const std::int32_t most_offset = g.step_offset == 0 ? 0 : pitch - 1;
-  return most_offset + g.run - 1 + (g.group_r - 1) * problem.dilation_h * pitch +
-         (g.group_s - 1) * problem.dilation_w;
+  const std::int32_t last_line = g.joint_rows == 1
+                                     ? (g.group_r - 1) * problem.dilation_h
+                                     : (g.joint_rows - 1) * g.plane_rows + (g.group_r - 1) / g.joint_rows;
+  return most_offset + g.run - 1 + last_line * pitch + (g.group_s - 1) * problem.dilation_w;
 }
 
 // False where slots, weights and at least so many raw stages do not fit.
 bool set_stages(const HaloProblem& problem, HaloGeometry& g) {
   g.stage_bytes = kGroupFilters * g.row_bytes;
-  const std::int64_t rows = std::int64_t{g.box_rows} * g.pitch.divisor;
+  const std::int64_t rows = std::int64_t{g.joint_rows} * g.plane_rows * g.pitch.divisor;
   const std::int64_t slot = round_up(rows * g.row_bytes, kSwizzleAtom);
   const int tables = problem.load == InputLoad::kGather ? kBoxTables * g.table_bytes() : 0;
   // Of so many raw stages of each warp. Boxes of the output, behind them, begin where a swizzle does.
@@ -217,7 +238,7 @@ bool set_stages(const HaloProblem& problem, HaloGeometry& g) {
       problem.stores_filters ? filters_staging_bytes() : pixels_staging_bytes(problem.output_bytes);
   const int staging = kConsumerWarps * g.warp_staging_bytes;
   const std::int64_t room =
-      kSharedLimit - kBarrierBytes - staging - 2 * kTileMemoryBytes - round_up(tables, 128);
+      kSharedLimit - kBarrierBytes - staging - 2 * tile_memory_bytes(g.joint_rows) - round_up(tables, 128);
   const std::int64_t all_taps = std::int64_t{g.taps} * g.filter_groups();
   const auto stages_beside = [&](std::int64_t slots, int raw = kMinRawStages) {
     return (room - slots * slot - raw_bytes(raw)) / g.stage_bytes;
@@ -225,6 +246,10 @@ bool set_stages(const HaloProblem& problem, HaloGeometry& g) {
   if (2 * slot + raw_bytes(kMinRawStages) > room) return false;
   if (stages_beside(2) < std::min<std::int64_t>(kMinStages, all_taps)) return false;
   g.slot_bytes = static_cast<int>(slot);
+  if (g.joint_rows > 1 &&
+      (g.units > 1 || all_taps > std::min<std::int64_t>(kMaxWeightStages, stages_beside(2)))) {
+    return false;
+  }
   g.weights_stay = all_taps <= std::min<std::int64_t>(kMaxWeightStages, stages_beside(2));
   const std::int64_t wanted = g.weights_stay ? all_taps : kGoodStages;
   g.num_slots = 2;
@@ -241,7 +266,7 @@ bool set_stages(const HaloProblem& problem, HaloGeometry& g) {
   g.raw_offset = g.weights_offset() + g.num_stages * g.stage_bytes;
   g.staging_offset = g.raw_offset + static_cast<int>(raw_bytes(raw));
   g.tile_memory_offset = g.staging_offset + staging;
-  g.table_offset = g.tile_memory_offset + 2 * kTileMemoryBytes;
+  g.table_offset = g.tile_memory_offset + 2 * tile_memory_bytes(g.joint_rows);
   g.barrier_offset = g.table_offset + static_cast<int>(round_up(tables, 128));
   g.shared_bytes = g.barrier_offset + kBarrierBytes;
   // Dropped numbers read behind the last slot; what lies there is read and not used.
@@ -265,22 +290,22 @@ bool set_shared_memory(const HaloProblem& problem, HaloGeometry& g) {
 // Rows of a box that a tile loads, about; the others are kept from the tile before (unit_walk.h).
 double loaded_rows(const HaloProblem& problem, const HaloGeometry& g) {
   const int least = g.step_offset == 0 ? g.step : static_cast<int>(g.pitch.divisor);
-  const int halo = (g.group_r - 1) * problem.dilation_h;
-  const bool fits = g.units < g.num_slots || (g.units == g.num_slots && halo <= g.step_rows);
+  const int halo = (g.group_r - 1) * problem.dilation_h - (g.joint_rows - 1);
+  const bool fits = g.units < g.num_slots || (g.units == g.num_slots && halo <= g.step_rows << g.joint_shift);
   const bool keeps = problem.load != InputLoad::kBoxes && g.filter_tiles.divisor == 1 && g.runs.divisor > 1 &&
                      fits && least * g.row_bytes % kSwizzleAtom == 0;
-  return keeps ? static_cast<double>(g.step) / g.pitch.divisor : g.box_rows;
+  return keeps ? static_cast<double>(g.step) / g.pitch.divisor * g.joint_rows : g.box_rows;
 }
 
 // Clocks of all tiles, about: the tensor cores', or those of loads and stores where they take longer, and a
 // little for the power that moving bytes takes from the tensor cores.
-double cost(const HaloProblem& problem, const HaloGeometry& g) {
+double cost(const HaloProblem& problem, const HaloGeometry& g, bool is_stored = true) {
   constexpr double kLoadBytesPerClock = 24;    // TMA, from the L2
   constexpr double kGatherBytesPerClock = 12;  // a warpgroup of threads
   constexpr double kTurnBytesPerClock = 6;     // of raw rows
   constexpr double kEdge = 16;                 // pixels' worth of sectors that a row's two ends touch in vain
   constexpr double kUnitClocks = 500;          // of a unit's loads and hand-overs
-  const double stored = 1.0 * kTilePixels * kGroupFilters * g.sharers * g.element_bytes;
+  const double stored = is_stored ? 1.0 * kTilePixels * kGroupFilters * g.sharers * g.element_bytes : 0;
   const double store = stored * (1 + kEdge / (g.strip_width * g.phases_w)) / kStoreBytesPerClock;
   const double box = loaded_rows(problem, g) * g.pitch.divisor * g.row_bytes * g.units;
   const double edges = problem.load == InputLoad::kBoxes ? 1 : 1 + kEdge / g.pitch.divisor;
@@ -309,9 +334,8 @@ HaloPlan plan_halo(const HaloProblem& problem) {
   base.dilation_w = problem.dilation_w;
   set_channels(problem, base);
   set_taps(problem, base);
-  set_filters(problem, base);
 
-  HaloPlan best{"", {}};
+  HaloPlan best;
   double least = std::numeric_limits<double>::infinity();
   const auto consider = [&](const Choice& choice) {
     HaloGeometry g = base;
@@ -320,28 +344,39 @@ HaloPlan plan_halo(const HaloProblem& problem) {
     if (clocks < least) {
       least = clocks;
       best.geometry = g;
+      best.statistics_clocks = cost(problem, g, false);
     }
   };
   // Every size of group that cuts the filter into another number of groups, and every number of strips.
-  const int width = base.raster_width;
-  for (int groups_r = 1; groups_r <= base.taps_r; ++groups_r) {
-    const int group_r = static_cast<int>(ceil_div(base.taps_r, groups_r));
-    if (ceil_div(base.taps_r, group_r) != groups_r) continue;
-    for (int groups_s = 1; groups_s <= base.taps_s; ++groups_s) {
-      const int group_s = static_cast<int>(ceil_div(base.taps_s, groups_s));
-      if (ceil_div(base.taps_s, group_s) != groups_s) continue;
-      const int most_strips = std::min<int>(width, 4 + width / 16);
-      for (int strip = std::min(width, kMaxPitch); strip >= 1; --strip) {
-        const int strips = static_cast<int>(ceil_div(width, strip));
-        if (strips > most_strips) break;
-        if (ceil_div(width, strips) != strip) continue;
-        for (int i = 0; i < 8; ++i) {
-          const bool stacked = (i & 1) != 0;
-          if (stacked && problem.batch == 1) continue;
-          consider({group_r, group_s, strips, stacked, (i & 2) != 0, (i & 4) != 0});
+  const auto consider_all = [&] {
+    const int width = base.raster_width;
+    for (int groups_r = 1; groups_r <= base.taps_r; ++groups_r) {
+      const int group_r = static_cast<int>(ceil_div(base.taps_r, groups_r));
+      if (ceil_div(base.taps_r, group_r) != groups_r) continue;
+      for (int groups_s = 1; groups_s <= base.taps_s; ++groups_s) {
+        const int group_s = static_cast<int>(ceil_div(base.taps_s, groups_s));
+        if (ceil_div(base.taps_s, group_s) != groups_s) continue;
+        const int most_strips = std::min<int>(width, 4 + width / 16);
+        for (int strip = std::min(width, kMaxPitch); strip >= 1; --strip) {
+          const int strips = static_cast<int>(ceil_div(width, strip));
+          if (strips > most_strips) break;
+          if (ceil_div(width, strips) != strip) continue;
+          for (int i = 0; i < 8; ++i) {
+            const bool stacked = (i & 1) != 0;
+            if (stacked && (problem.batch == 1 || problem.by_image)) continue;
+            consider({group_r, group_s, strips, stacked, (i & 2) != 0, (i & 4) != 0});
+          }
         }
       }
     }
+  };
+  const HaloGeometry without_joint_rows = base;
+  for (int shift = 0; shift <= kMaxJointShift; ++shift) {
+    if (!can_be_joint(problem, shift)) continue;
+    base = without_joint_rows;
+    set_joint_rows(problem, shift, base);
+    set_filters(problem, base);
+    consider_all();
   }
   if (least == std::numeric_limits<double>::infinity()) {
     best.why_not = "no tile of this convolution fits the card's shared memory";

@@ -19,6 +19,14 @@
 // a; a tap is at the place from which it reads. Row phases are computed like further filters. Column phases
 // lie in the same accumulators, so that rows of the output are stored as they lie: a tile then has fewer
 // numbers of the raster, and several positions for each.
+//
+// Few filters would leave rows of the wgmma's M empty. They hold the same filters in several output rows
+// instead, joint rows: of 2, a row of the raster is output rows 2 a and 2 a + 1, the upper half of M has its
+// taps at places 0 to R - 1 of the filter's height, the lower half at 1 to R, and weights are zero at the
+// others. The slot keeps box rows in as many planes, every second row in one, so that a tap is still a shift.
+// An infinity or NaN times such a zero is NaN; so where an accumulator is not finite, the tile is multiplied
+// again for each of the joint rows alone, from the slot and the weights that it still has: joint rows are of
+// tiles with one unit, and of weights that stay.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +39,9 @@ namespace epiconv::sm90 {
 
 inline constexpr int kTilePixels = 256;   // positions of a tile: N of the wgmma, times column phases
 inline constexpr int kGroupFilters = 64;  // M of the wgmma: one warpgroup's
+inline constexpr int kWarpFilters = 16;   // those of one of its warps
 inline constexpr int kMaxPhases = 4;      // of a dimension
+inline constexpr int kMaxJointShift = 2;  // log2 of joint rows: a warp has the 16 filters of one
 inline constexpr int kMaxSlots = 4;
 inline constexpr int kMaxWeightStages = 32;
 inline constexpr int kMaxPitch = 256;        // of a TMA box
@@ -48,11 +58,15 @@ inline constexpr int kNumFilterOperands = 16;  // as many as there are places fo
 // piece whose filters lie side by side; or a run of pixels, of elements of so many bytes (fragments.h).
 EPICONV_HOST_DEVICE constexpr int filters_staging_bytes() { return 4096; }
 EPICONV_HOST_DEVICE constexpr int pixels_staging_bytes(int size) { return 1024 * size; }
-// Of a consumer: offsets of positions in the output, operands of filters (store.h), and where pairs of pixels
-// lie (stored_pairs.h).
+// Of a consumer: operands of filters (store.h), where pairs of pixels lie (stored_pairs.h), offsets of
+// positions in the output, and where its warps are.
 inline constexpr int kPairTableBytes = 140;
-inline constexpr int kTileMemoryBytes =
-    kTilePixels * 4 + kNumFilterOperands * kGroupFilters * 4 + kPairTableBytes;
+inline constexpr int kOfFiltersBytes = kNumFilterOperands * kGroupFilters * 4;
+inline constexpr int kOffsetTableBytes = kTilePixels * 4;  // of each of the joint rows
+inline constexpr int kWalkBytes = 64;                      // of a warp, where it is among its tiles
+EPICONV_HOST_DEVICE constexpr int tile_memory_bytes(int joint_rows) {
+  return kOfFiltersBytes + kPairTableBytes + joint_rows * kOffsetTableBytes + kConsumerWarps / 2 * kWalkBytes;
+}
 
 // How boxes of the input come into their slots.
 enum class InputLoad : std::uint8_t {
@@ -74,6 +88,7 @@ struct HaloProblem {
   std::int32_t output_bytes;  // of the output's elements
   bool transposed = false;
   std::int32_t stride_h = 1, stride_w = 1;  // of a transposed convolution, kMaxPhases at most
+  bool by_image = false;                    // no tile may have positions of several images
 };
 
 // The places of one dimension at which a phase has taps: `count` from `first` on. The filter's tap at the
@@ -106,19 +121,21 @@ struct HaloGeometry {
   std::int32_t channel_blocks;          // of row_bytes
   std::int32_t full_steps, last_steps;  // of kStepBytes in a block, and in the last one
 
-  std::int32_t taps_r, taps_s;      // places of taps; without phases each tap has its own
-  std::int32_t group_r, group_s;    // places of a group, at most
-  std::int32_t groups_r, groups_s;  // how many groups
-  std::int32_t units;               // of a tile
-  std::int32_t phases_h, phases_w;  // 1 unless transposed
-  Divisor row_phases;               // phases_h
+  std::int32_t taps_r, taps_s;           // places of taps; without phases each tap has its own
+  std::int32_t group_r, group_s;         // places of a group, at most
+  std::int32_t groups_r, groups_s;       // how many groups
+  std::int32_t units;                    // of a tile
+  std::int32_t phases_h, phases_w;       // 1 unless transposed
+  Divisor row_phases;                    // phases_h
+  std::int32_t joint_rows, joint_shift;  // output rows in M, 1 unless filters are few; its log2
+  std::int32_t plane_rows;               // box rows of a slot's plane, of which there is one for each of them
   PhaseTaps row_taps[kMaxPhases], column_taps[kMaxPhases];
   std::int32_t columns;                  // taps of a filter's row
   std::int32_t taps;                     // of a filter, over all blocks of channels
   std::int32_t phase_taps[kMaxPhases];   // those of a row phase
   std::int32_t taps_before[kMaxPhases];  // those of the row phases before
 
-  std::int32_t raster_height, raster_width;  // of an image: an output row or column for each phase
+  std::int32_t raster_height, raster_width;  // of an image: output_rows() of its rows, phases_w columns
   std::int32_t interleave;                   // log2 of positions for each number of the raster: 0, 1 or 2
   std::int32_t run, step;    // numbers of a tile, and from the begin of one to that of the next
   std::int32_t strip_width;  // raster columns
@@ -162,6 +179,13 @@ struct HaloGeometry {
   EPICONV_HOST_DEVICE std::int32_t image_of(std::int32_t row) const {
     return stacked ? image_rows.quotient(row) : 0;
   }
+  // Output rows of a row of the raster, and filters of a share.
+  EPICONV_HOST_DEVICE std::int32_t output_rows() const { return phases_h << joint_shift; }
+  EPICONV_HOST_DEVICE std::int32_t share_filters() const { return kGroupFilters >> joint_shift; }
+  // Where row y of a box lies in its slot, in rows of the box.
+  EPICONV_HOST_DEVICE std::int32_t slot_line(std::int32_t y) const {
+    return (y & (joint_rows - 1)) * plane_rows + (y >> joint_shift);
+  }
   EPICONV_HOST_DEVICE std::int32_t weights_offset() const { return num_slots * slot_bytes; }
   EPICONV_HOST_DEVICE std::int32_t table_bytes() const { return box_rows * 8 + kMaxPitch * 4; }
   EPICONV_HOST_DEVICE std::int32_t filter_groups() const {
@@ -179,7 +203,7 @@ inline constexpr int kStoreBytesPerClock = 18;  // an SM's share of the memory's
 
 // What one warpgroup computes of a tile.
 struct Share {
-  std::int32_t group;  // of filters
+  std::int32_t group;  // of share_filters() filters
   std::int32_t row_phase;
 
   EPICONV_HOST_DEVICE static Share of(const HaloGeometry& g, std::int32_t number) {
@@ -244,7 +268,7 @@ struct Tile {
     const std::int32_t end = offset + g.step_offset;
     const std::int32_t run_rows =
         g.step_rows + (end > 0 ? 1 : 0) + (end > static_cast<std::int32_t>(g.pitch.divisor) ? 1 : 0);
-    return run_rows + (group_r - 1) * g.dilation_h;
+    return ((run_rows - 1) << g.joint_shift) + (group_r - 1) * g.dilation_h + 1;
   }
 };
 
@@ -298,7 +322,7 @@ struct Pixel {
   std::int32_t n, p, q;
   bool valid;
 
-  // Of position 0 … kTilePixels - 1 of a tile.
+  // Of position 0 … kTilePixels - 1 of a tile; `row_phase` counts phases and joint rows.
   EPICONV_HOST_DEVICE static Pixel of(const HaloGeometry& g, const Tile& tile, std::int32_t row_phase,
                                       std::int32_t position) {
     Pixel pixel;
@@ -308,8 +332,9 @@ struct Pixel {
     const std::int32_t column = linear - row * static_cast<std::int32_t>(g.pitch.divisor);
     const std::int32_t image = g.image_of(tile.first_row + row);
     pixel.n = tile.raster * g.images_per_raster + image;
-    pixel.p = (tile.first_row + row - image * static_cast<std::int32_t>(g.image_rows.divisor)) * g.phases_h +
-              row_phase;
+    const std::int32_t image_row =
+        tile.first_row + row - image * static_cast<std::int32_t>(g.image_rows.divisor);
+    pixel.p = image_row * g.output_rows() + row_phase;
     pixel.q = (tile.strip * g.strip_width + column) * g.phases_w + phase;
     pixel.valid = number < g.step && phase < g.phases_w && column < g.strip_width && pixel.q < g.out_width &&
                   pixel.p < g.out_height && pixel.n < g.batch;
@@ -325,22 +350,26 @@ struct BoxRow {
 
   EPICONV_HOST_DEVICE static BoxRow of(const HaloGeometry& g, const Tile& tile, const Unit& unit,
                                        std::int32_t y) {
-    const std::int32_t row = tile.first_row + y;
-    const std::int32_t image = g.image_of(row);
-    const auto image_rows = static_cast<std::int32_t>(g.image_rows.divisor);
-    const std::int32_t image_row = row - image * image_rows;
+    const std::int32_t row = (tile.first_row << g.joint_shift) + y;
+    const std::int32_t image = g.image_of(row >> g.joint_shift);
+    const std::int32_t image_row = row - image * image_rows(g);
     return {tile.raster * g.images_per_raster + image,
-            image_row + unit.group_r * g.group_r * g.dilation_h - g.pad_top, image_rows - 1 - image_row};
+            image_row + unit.group_r * g.group_r * g.dilation_h - g.pad_top, image_rows(g) - 1 - image_row};
   }
 
   // To the row below.
   EPICONV_HOST_DEVICE void advance(const HaloGeometry& g) {
     ++h;
     if (--left >= 0) return;
-    const auto image_rows = static_cast<std::int32_t>(g.image_rows.divisor);
-    left += image_rows;
-    h -= image_rows;
+    left += image_rows(g);
+    h -= image_rows(g);
     ++n;
+  }
+
+ private:
+  // Input rows from one image of a raster to the next. Of rasters of one image it is not used.
+  EPICONV_HOST_DEVICE static std::int32_t image_rows(const HaloGeometry& g) {
+    return static_cast<std::int32_t>(g.image_rows.divisor) << g.joint_shift;
   }
 };
 
@@ -352,8 +381,20 @@ EPICONV_HOST_DEVICE std::int32_t box_column(const HaloGeometry& g, const Tile& t
 // The slot row from which tap (r, s) of a unit's group reads position 0.
 EPICONV_HOST_DEVICE std::int32_t tap_row(const HaloGeometry& g, const Tile& tile, std::int32_t r,
                                          std::int32_t s) {
-  return tile.offset + r * g.dilation_h * static_cast<std::int32_t>(g.pitch.divisor) + s * g.dilation_w;
+  return tile.offset + g.slot_line(r * g.dilation_h) * static_cast<std::int32_t>(g.pitch.divisor) +
+         s * g.dilation_w;
 }
+
+// What a consumer's warp has of M: filters of one joint row, from `filter` on.
+struct WarpRows {
+  std::int32_t joint, filter;
+
+  EPICONV_HOST_DEVICE static WarpRows of(const HaloGeometry& g, std::int32_t warp) {
+    const std::int32_t filter = warp * kWarpFilters & (g.share_filters() - 1);
+    return {(warp * kWarpFilters - filter) / kWarpFilters * g.joint_rows / (kGroupFilters / kWarpFilters),
+            filter};
+  }
+};
 
 // Byte address -> byte address under the swizzle of rows of row_bytes: 16-byte pieces are exchanged within
 // row_bytes by the number of the 128-byte line. (PTX ISA, "Tensor swizzling modes")
@@ -375,14 +416,14 @@ struct SlotRow {
   }
 };
 
-// Packed weights: [share][unit][tap of the unit][filter of the group][channels of the block], each tap of
-// stage_bytes, swizzled as it lies in its stage. A unit's taps go row by row, and in a row one column phase
-// after the other.
+// Packed weights: [share][unit][tap of the unit][row of M][channels of the block], each tap of stage_bytes,
+// swizzled as it lies in its stage. A unit's taps go row by row, and in a row one column phase after the
+// other.
 EPICONV_HOST_DEVICE std::int64_t packed_group_bytes(const HaloGeometry& g) {
   return std::int64_t{g.taps} * g.stage_bytes;
 }
 // Tap number `index` of a share in packed weights, counted over all blocks of channels: tap (r, s) of the
-// filter.
+// filter. With joint rows r is a place, from which each row of M has a tap of its own, or none.
 struct PackedTap {
   std::int32_t channel_block, r, s;
 
@@ -405,10 +446,25 @@ struct PackedTap {
   }
 };
 
+// What a row of M is of a share: a filter, and its tap's row at place r; -1 where it has none.
+struct PackedRow {
+  std::int32_t filter, r;
+
+  EPICONV_HOST_DEVICE static PackedRow of(const HaloGeometry& g, std::int32_t group, std::int32_t row,
+                                          std::int32_t r) {
+    const std::int32_t joint = row / g.share_filters();
+    const bool exists = r >= joint && r - joint <= g.taps_r - g.joint_rows;
+    return {group * g.share_filters() + row - joint * g.share_filters(), g.joint_rows == 1 ? r
+                                                                         : exists          ? r - joint
+                                                                                           : -1};
+  }
+};
+
 // The geometry with the least cost, or why there is none. Deterministic.
 struct HaloPlan {
   std::string why_not;  // "" if there is one
   HaloGeometry geometry;
+  double statistics_clocks = 0;  // of all tiles, about, where each is computed and not stored
 };
 HaloPlan plan_halo(const HaloProblem& problem);
 

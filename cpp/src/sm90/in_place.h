@@ -69,10 +69,10 @@ __device__ __forceinline__ void run_activation(float p, float q, float (&accumul
   }
 }
 
-__device__ __forceinline__ void run_in_place(const EpilogueParameters& pass, const float* of_filters,
-                                             float (&accumulators)[kAccumulators]) {
+__device__ __forceinline__ void run_in_place(const EpilogueParameters& pass, int num_steps,
+                                             const float* of_filters, float (&accumulators)[kAccumulators]) {
 #pragma unroll 1
-  for (int i = 0; i < pass.num_steps; ++i) {
+  for (int i = 0; i < num_steps; ++i) {
     const Step<float>& step = pass.steps[i];
     switch (step.op) {
       case kAddClampMul:

@@ -13,7 +13,7 @@ inline constexpr int kLoaderThreads = 32 * kLoaderWarps;
 __device__ __forceinline__ void loader_barrier() { ptx::named_barrier<1, kLoaderThreads>(); }
 
 // By all loading threads. A thread copies kBatch times 16 bytes at a time.
-template <int kBatch>
+template <int kBatch, bool kGeneral>
 class RowKeeper {
  public:
   __device__ __forceinline__ RowKeeper(const SharedMemory& shared, std::uint8_t* memory, int thread)
@@ -49,10 +49,24 @@ class RowKeeper {
   __device__ __forceinline__ void copy(const KeptRows& kept, const RingPlace& place) const {
     const HaloGeometry& g = shared_.g;
     const int row = static_cast<int>(g.pitch.divisor) * g.row_bytes;
-    const auto* from =
-        reinterpret_cast<const uint4*>(memory_ + before(place) * g.slot_bytes + kept.moved * row) + thread_;
-    auto* to = reinterpret_cast<uint4*>(memory_ + place.index() * g.slot_bytes) + thread_;
-    int left = kept.count * row / 16 - thread_;
+    if constexpr (!kGeneral) {
+      copy_rows(memory_ + before(place) * g.slot_bytes + kept.moved * row,
+                memory_ + place.index() * g.slot_bytes, kept.count * row);
+      return;
+    }
+    const int moved = (kept.moved >> g.joint_shift) * row;
+    for (int plane = 0; plane < g.joint_rows; ++plane) {
+      const int begin = plane * g.plane_rows * row;
+      copy_rows(memory_ + before(place) * g.slot_bytes + begin + moved,
+                memory_ + place.index() * g.slot_bytes + begin, kept.count_of(g, plane) * row);
+    }
+  }
+
+  __device__ __forceinline__ void copy_rows(const std::uint8_t* from_begin, std::uint8_t* to_begin,
+                                            int bytes) const {
+    const auto* from = reinterpret_cast<const uint4*>(from_begin) + thread_;
+    auto* to = reinterpret_cast<uint4*>(to_begin) + thread_;
+    int left = bytes / 16 - thread_;
     const auto copy_batch = [&](const auto& exists) {
       uint4 batch[kBatch];
 #pragma unroll

@@ -1,3 +1,4 @@
+#include "device/normed_sigmoid.h"
 #include "device/static_programs.h"
 #include "sm90/conv_kernel.h"
 #include "sm90/conv_kernels.h"
@@ -5,8 +6,8 @@
 namespace epiconv::sm90 {
 namespace {
 
-// Of the recipes, those of which the whole program is one pass behind the convolution; and in TF32 a gate,
-// where the memory takes less time for few channels than the program does in place.
+// The recipes without a norm; and in TF32 a gate, where the memory takes less time for few channels than the
+// program does in place.
 using Programs = StaticPrograms<MinAddMul, ReluAdd>;
 using Tf32Programs = StaticPrograms<MinAddMul, ReluAdd, ReluGate>;
 using ProgramsOfPhases = StaticPrograms<AddClampMulClampDiv>;
@@ -23,13 +24,25 @@ ConvKernel find(const LoweredProgram& program, StaticPrograms<OfPhases...>) {
   return found;
 }
 
+// The recipe with a GroupNorm.
+ConvKernel norm_kernel(ConvMath math) {
+  const auto of = [&]<typename Math, bool kOfTanh>() {
+    return conv_kernel<OneMath<Math>, NormedSigmoid<ConvShape<8, true, 1>, kOfTanh>>("f32_static");
+  };
+  if (math == ConvMath::kTf32) return of.template operator()<Tf32, false>();
+  if (math == ConvMath::kBf16) return of.template operator()<Bf16, true>();
+  return of.template operator()<Fp16, false>();
+}
+
 }  // namespace
 
-ConvKernel static_kernel(const LoweredProgram& program, ConvMath math, int interleave) {
+ConvKernel static_kernel(const LoweredProgram& program, ConvMath math, int interleave, int joint_rows) {
+  if (interleave > 1) return {};
+  if (interleave == 0 && AddMulSigmoidGroupNorm::matches(program)) return norm_kernel(math);
+  if (joint_rows > 1) return {};
   const auto of_math = [&]<typename Math>(auto programs) {
     return interleave == 0 ? find<Math, 1>(program, programs) : find<Math, 2>(program, ProgramsOfPhases{});
   };
-  if (interleave > 1) return {};
   if (math == ConvMath::kTf32) return of_math.template operator()<Tf32>(Tf32Programs{});
   if (math == ConvMath::kBf16) return of_math.template operator()<Bf16>(Programs{});
   return of_math.template operator()<Fp16>(Programs{});

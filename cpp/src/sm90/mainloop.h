@@ -1,11 +1,12 @@
-// A consumer warpgroup: multiplies 64 filters by the 256 pixels of a tile, tap by tap, and stores the tile
-// while the other warpgroup has the tensor cores.
+// The products of a tile: 64 rows of M by 256 positions in a warpgroup's registers, tap by tap, in turns with
+// the other warpgroup.
 #pragma once
 
 #include "device/ptx/fences.h"
+#include "device/ptx/keep_here.h"
+#include "sm90/conv_parameters.h"
 #include "sm90/math.h"
 #include "sm90/pipeline.h"
-#include "sm90/store.h"
 
 namespace epiconv::sm90 {
 
@@ -13,69 +14,89 @@ namespace epiconv::sm90 {
 // products run.
 inline constexpr int kHandOverTaps = 2;
 
-// `Maths` are those that the kernel is for.
-template <typename Maths, typename Evaluator>
-class Consumer {
+// `Maths` are those that the kernel is for. `kMayBeJoint`: it is also for joint rows, and for few channels,
+// with weights that stay; the others spend nothing on that.
+template <typename Maths, int kPhases, bool kMayBeJoint>
+class Mainloop {
  public:
-  __device__ __forceinline__ Consumer(const ConvParameters& p, const SharedMemory& shared,
-                                      std::uint8_t* memory, int consumer)
+  static constexpr int kAllRows = -1;  // joint ones
+
+  __device__ __forceinline__ Mainloop(const ConvParameters& p, const SharedMemory& shared, int consumer)
       : p_(p),
         g_(p.geometry),
         shared_(shared),
         consumer_(consumer),
-        warp_{p.geometry, memory, consumer,
-              __shfl_sync(0xFFFFFFFF, static_cast<int>(threadIdx.x) / 32 % kWarpsPerGroup, 0)},
-        memory_(memory),
         slot_(p.geometry.num_slots),
-        stage_(p.geometry.num_stages) {}
+        stage_(p.geometry.num_stages) {
+    if ((kPhases > 1 || kMayBeJoint) && g_.weights_stay) wait_for_weights();
+  }
 
-  __device__ __forceinline__ void run() {
-    const TileRange range = TileRange::of(g_);
-    float accumulators[kAccumulators];
-    std::uint32_t turns = 0;
-    if (kPhases > 1 && g_.weights_stay) wait_for_weights();
-    Tile tile = Tile::of(g_, range.first);
-    for (int i = 0; range.first + i < range.last; ++i, tile.advance(g_)) {
-      const int sharer = share_of(g_, consumer_, kPhases == 1 ? 0 : i);
-      const Share share = share_number(tile.filter_tile * g_.sharers + sharer);
-      if (!computes(g_, consumer_, i)) {
-        slot_.advance(g_.units);
-        skip_stages(taps_of(share));
-        continue;
-      }
-      if (g_.weights_stay) stage_.restart(kPhases == 1 ? share.group * g_.taps : share.taps_before(g_));
-      const std::int32_t group = share.group * kGroupFilters;
-      const std::int32_t pattern = offset_pattern(g_, tile);
-      const TileMemory memory = tile_memory();
-      const TileTables tables{
-          g_, tile, tile.image(g_), share.row_phase, memory.offsets, memory.of_filters, memory.pairs};
-      // The vote tells the compiler that the answer is one for the whole warp, as wgmma depends on.
-      const bool fills =
-          __any_sync(0xFFFFFFFF, pattern < 0 || pattern != held_pattern_ || group != held_group_);
-      if (fills) fill(memory, tables, pattern, group);
-      multiply(tile, sharer, share, turns, accumulators);
-      if (fills) warp_.sync_group();
-      TileStore<Evaluator>(p_, tables, group, warp_).run(accumulators);
+  // Past a tile of the other consumer.
+  __device__ __forceinline__ void skip(const Share& share) {
+    slot_.advance(g_.units);
+    skip_stages(taps_of(share));
+  }
+
+  // What there is to know of phases; the kernel without any spends nothing on them.
+  __device__ __forceinline__ Share share_number(int number) const {
+    return kPhases == 1 ? Share{number, 0} : Share::of(g_, number);
+  }
+
+  // That all products of a tile with one unit have read.
+  __device__ __forceinline__ void release_slot() {
+    if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(shared_.slot_empty(slot_.index()));
+    slot_.next();
+  }
+
+  // `row`: kAllRows, or a joint row whose places alone are multiplied, again; what the accumulators of the
+  // others then hold means nothing.
+  __device__ __forceinline__ void multiply(const Tile& tile, int sharer, const Share& share, int row,
+                                           std::uint32_t& turns, float (&accumulators)[kAccumulators]) {
+    if (g_.weights_stay && row == kAllRows) {
+      stage_.restart(kPhases == 1 ? share.group * g_.taps : share.taps_before(g_));
     }
-    ptx::bulk_store_wait_read();  // shared memory lives as long as the block
+    const bool is_joint = kMayBeJoint && g_.joint_rows > 1, is_again = is_joint && row != kAllRows;
+    Progress progress;
+    if (is_again) {
+      progress.taps_left = -1;  // the turn has been given away
+      stage_.restart(row * g_.columns);
+    }
+    const Share other = share_number(tile.filter_tile * g_.sharers + 1 - sharer);  // with two sharers
+    Unit unit = Unit::first();
+    for (int u = 0;; unit.advance(g_)) {
+      if (!is_again && (u == 0 || !g_.turn_is_tile)) {
+        progress.turn_taps = progress.taps_left = turn_taps(share, unit);
+        if (consumer_ == 1) skip_turn(other, unit);
+        wait_for_turn(turns);
+      }
+      ptx::mbarrier_wait(shared_.slot_full(slot_.index()), slot_.full_parity(), "full slot", slot_.index());
+      if (kPhases > 1 && progress.turn_taps == 0 && (u == 0 || !g_.turn_is_tile)) give_turn();
+      PlaceSpan rows = rows_of(unit, share);
+      if (is_again) rows = {row, row + g_.taps_r - g_.joint_rows + 1};
+      multiply_unit(tile, unit, rows, progress, accumulators);
+      if (is_joint) {
+        break;  // of one unit, whose slot may be read again
+      } else if (has_taps(unit, rows)) {
+        progress.pending_slot = slot_.index();
+      } else if (threadIdx.x % 32 == 0) {  // no product reads it, and one under way may read the one before
+        ptx::mbarrier_arrive(shared_.slot_empty(slot_.index()));
+      }
+      slot_.next();
+      const bool is_last = ++u == g_.units;
+      if (consumer_ == 0 && (is_last || !g_.turn_is_tile)) skip_turn(other, unit);
+      if (is_last) break;
+      // The other consumer's products run meanwhile, and its stages come before this one's next.
+      if (!g_.turn_is_tile) {
+        ptx::wgmma_wait<0>();
+        release(progress);
+      }
+    }
+    ptx::wgmma_wait<0>();
+    release(progress);
+    if constexpr (kPhases > 1) clear_untouched(progress, accumulators);
   }
 
  private:
-  __device__ __forceinline__ TileMemory tile_memory() const {
-    return TileMemory::at(memory_ + g_.tile_memory_offset + consumer_ * kTileMemoryBytes);
-  }
-  __device__ __forceinline__ void fill(const TileMemory& memory, const TileTables& tables,
-                                       std::int32_t pattern, std::int32_t group) {
-    const int thread = warp_.index * 32 + ptx::lane_here();
-    warp_.sync_group();  // with the warps that still store the last tile
-    memory.fill_offsets(p_.epilogue, tables, thread);
-    memory.fill_pairs(p_.epilogue, tables, thread);
-    if (group != held_group_) memory.fill_of_filters(p_.epilogue, g_, group, thread);
-    held_pattern_ = pattern;
-    held_group_ = group;
-  }
-  static constexpr int kPhases = Evaluator::Shape::kPhases;
-
   // A tile's products, while they are computed.
   struct Progress {
     int turn_taps = 0;                          // of the turn
@@ -93,10 +114,6 @@ class Consumer {
     progress.pending_stage = progress.pending_slot = -1;
   }
 
-  // What there is to know of phases; the kernel without any spends nothing on them.
-  __device__ __forceinline__ Share share_number(int number) const {
-    return kPhases == 1 ? Share{number, 0} : Share::of(g_, number);
-  }
   __device__ __forceinline__ int taps_of(const Share& share) const {
     return kPhases == 1 ? g_.taps : share.taps(g_);
   }
@@ -118,9 +135,15 @@ class Consumer {
     const int row_step = g_.row_bytes / 16;  // of a descriptor
     std::uint64_t pixel_row = ptx::wgmma_descriptor(shared_.slot(slot_.index()), g_.row_bytes) +
                               tap_row(g_, tile, rows.first, 0) * row_step;
+    if (kMayBeJoint && g_.weights_stay) {
+      multiply_resident<Math, kSteps>(pixel_row, rows, unit.columns(g_), progress, accumulators);
+      return;
+    }
     PlaceSpan columns[kPhases];
 #pragma unroll
     for (int phase = 0; phase < kPhases; ++phase) columns[phase] = columns_of(unit, phase);
+    const int pitch = static_cast<int>(g_.pitch.divisor), next_plane = g_.plane_rows * pitch;
+    const int next_line = g_.dilation_h * pitch - (kMayBeJoint ? (g_.joint_rows - 1) * next_plane : 0);
     const bool together = kPhases > 1 && (g_.weights_stay || g_.columns < g_.num_stages);
     for (int r = rows.first; r < rows.end; ++r) {
       if (together) {
@@ -135,8 +158,54 @@ class Consumer {
           multiply_row<Math, kSteps, 3>(columns[3], pixel_row, progress, accumulators);
         }
       }
-      pixel_row += g_.dilation_h * static_cast<int>(g_.pitch.divisor) * row_step;
+      const bool is_in_next_plane = kMayBeJoint && ((r + 1) & (g_.joint_rows - 1)) != 0;
+      pixel_row += (is_in_next_plane ? next_plane : next_line) * row_step;
     }
+  }
+
+  // The taps of a unit with weights that are there and stay: nothing is waited for or handed back between
+  // them, which for few channels takes longer than a tap's products.
+  template <typename Math, int kSteps>
+  __device__ __forceinline__ void multiply_resident(std::uint64_t pixel_row, const PlaceSpan& rows,
+                                                    int columns, Progress& progress,
+                                                    float (&accumulators)[kAccumulators]) {
+    const int stage_step = g_.stage_bytes / 16, row_step = g_.row_bytes / 16;
+    const int pitch = static_cast<int>(g_.pitch.divisor), next_plane = g_.plane_rows * pitch;
+    const int next_line = g_.dilation_h * pitch - (g_.joint_rows - 1) * next_plane;
+    const int next_column = g_.dilation_w;
+    // Of descriptors only the lower halves change.
+    const auto described = [](std::uint32_t high, std::uint32_t low) {
+      return static_cast<std::uint64_t>(high) << 32 | low;
+    };
+    const std::uint64_t first_stage = ptx::wgmma_descriptor(shared_.stage(0), g_.row_bytes);
+    const auto high = static_cast<std::uint32_t>(first_stage >> 32);
+    auto weights = static_cast<std::uint32_t>(first_stage) + stage_.index() * stage_step;
+    auto row = static_cast<std::uint32_t>(pixel_row);
+#pragma unroll 1
+    for (int r = rows.first; r < rows.end; ++r) {
+      std::uint32_t pixels = row;
+#pragma unroll 1
+      for (int s = 0; s < columns; ++s) {
+        ptx::wgmma_fence();
+        multiply_tap<Math, kSteps, 0>(described(high, weights), described(high, pixels), progress,
+                                      accumulators);
+        ptx::wgmma_commit();
+        if (progress.pending_slot >=
+            0) {  // the unit's before, whose products are done behind the first of these
+          ptx::wgmma_wait<1>();
+          release(progress);
+        }
+        weights += stage_step;
+        pixels += next_column * row_step;
+      }
+      const bool is_in_next_plane = ((r + 1) & (g_.joint_rows - 1)) != 0;
+      row += (is_in_next_plane ? next_plane : next_line) * row_step;
+    }
+    const int taps = rows.count() * columns, left = progress.taps_left;
+    const int last = min(kHandOverTaps, progress.turn_taps);
+    stage_.advance(taps);
+    progress.taps_left -= taps;
+    if (left >= last && progress.taps_left < last) give_turn();
   }
 
   template <typename Math, int kSteps, int kPhase>
@@ -304,51 +373,12 @@ class Consumer {
     if (g_.sharers == 2) skip_stages(turn_taps(other, unit));
   }
 
-  __device__ __forceinline__ void multiply(const Tile& tile, int sharer, const Share& share,
-                                           std::uint32_t& turns, float (&accumulators)[kAccumulators]) {
-    Progress progress;
-    const Share other = share_number(tile.filter_tile * g_.sharers + 1 - sharer);  // with two sharers
-    Unit unit = Unit::first();
-    for (int u = 0;; unit.advance(g_)) {
-      if (u == 0 || !g_.turn_is_tile) {
-        progress.turn_taps = progress.taps_left = turn_taps(share, unit);
-        if (consumer_ == 1) skip_turn(other, unit);
-        wait_for_turn(turns);
-      }
-      ptx::mbarrier_wait(shared_.slot_full(slot_.index()), slot_.full_parity(), "full slot", slot_.index());
-      if (kPhases > 1 && progress.turn_taps == 0 && (u == 0 || !g_.turn_is_tile)) give_turn();
-      const PlaceSpan rows = rows_of(unit, share);
-      multiply_unit(tile, unit, rows, progress, accumulators);
-      if (has_taps(unit, rows)) {
-        progress.pending_slot = slot_.index();
-      } else if (threadIdx.x % 32 == 0) {  // no product reads it, and one under way may read the one before
-        ptx::mbarrier_arrive(shared_.slot_empty(slot_.index()));
-      }
-      slot_.next();
-      const bool is_last = ++u == g_.units;
-      if (consumer_ == 0 && (is_last || !g_.turn_is_tile)) skip_turn(other, unit);
-      if (is_last) break;
-      // The other consumer's products run meanwhile, and its stages come before this one's next.
-      if (!g_.turn_is_tile) {
-        ptx::wgmma_wait<0>();
-        release(progress);
-      }
-    }
-    ptx::wgmma_wait<0>();
-    release(progress);
-    if constexpr (kPhases > 1) clear_untouched(progress, accumulators);
-  }
-
   const ConvParameters& p_;
   const HaloGeometry& g_;
   const SharedMemory shared_;
   const int consumer_;
-  const ConsumerWarp warp_;
-  std::uint8_t* const memory_;
   RingPlace slot_;
   RingPlace stage_;
-  // Of the last tile: whose offsets and operands of filters the tables hold.
-  std::int32_t held_pattern_ = -1, held_group_ = -1;
 };
 
 }  // namespace epiconv::sm90

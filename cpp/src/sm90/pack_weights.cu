@@ -46,14 +46,14 @@ __global__ void __launch_bounds__(kPackThreads) pack(const __grid_constant__ Pac
   Share share{group, 0};
   for (int taps; in_share >= (taps = share.taps(g)); ++share.row_phase) in_share -= taps;
   const PackedTap tap = PackedTap::of(g, share.row_phase, in_share);
-  const std::int64_t filter = static_cast<std::int64_t>(group) * kGroupFilters + in_stage / row_pieces;
+  const PackedRow row = PackedRow::of(g, group, in_stage / row_pieces, tap.r);
   const int piece = in_stage % row_pieces;
   const std::int64_t from =
-      filter * p.weight.strides[0] + tap.r * p.weight.strides[2] + tap.s * p.weight.strides[3];
+      row.filter * p.weight.strides[0] + row.r * p.weight.strides[2] + tap.s * p.weight.strides[3];
   uint4 packed;
   AnyMath::visit(p.math, [&]<typename Math>() {
     const int channel = (tap.channel_block * row_pieces + piece) * Math::kPieceChannels;
-    packed = packed_piece<Math>(p, from, channel, filter < g.filters);
+    packed = packed_piece<Math>(p, from, channel, row.filter < g.filters && row.r >= 0);
   });
   const std::uint32_t to = swizzled(in_stage * 16, g.row_bytes) / 16;
   p.packed[stage * stage_pieces + to] = packed;

@@ -100,24 +100,12 @@ class RingPlace {
   std::uint32_t round_ = 0;
 };
 
-// The tiles of this block: consecutive ones, so that the rows that two of them share are found in the L2.
-struct TileRange {
-  std::int32_t first, last;
-
-  __device__ __forceinline__ static TileRange of(const HaloGeometry& g) {
-    const auto begin = [&](std::int32_t block) {
-      return static_cast<std::int32_t>(static_cast<std::int64_t>(block) * g.tiles / gridDim.x);
-    };
-    return {begin(blockIdx.x), begin(blockIdx.x + 1)};
-  }
-};
-
-// The warpgroups that compute tile number i of the block: both, or the one whose turn it is.
+// The warpgroups that compute visit number i of the block: both, or the one whose turn it is.
 __device__ __forceinline__ bool computes(const HaloGeometry& g, int consumer, int i) {
   return g.sharers == 2 || (i & 1) == consumer;
 }
 
-// Which of the shares of the block's tile number i a consumer that computes it has. Row phases of the same
+// Which of the shares of the tile of visit number i a consumer that computes it has. Row phases of the same
 // filters have more taps or fewer, and so consumers have them in turns.
 __device__ __forceinline__ int share_of(const HaloGeometry& g, int consumer, int i) {
   if (g.sharers == 1) return 0;

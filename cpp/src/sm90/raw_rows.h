@@ -34,15 +34,17 @@ struct RawRows {
 };
 
 // What of a block a warp loads into its raw stages: rows of the unit that it turns, and of the next one.
+template <bool kGeneral>
 struct RawRowWalk {
-  UnitWalk units;
+  UnitWalk<kGeneral> units;
   bool is_next = true;       // the unit is the one behind that which is turned
   KeptRows kept;             // of the unit
   std::int32_t first_chunk;  // of the warp, counted from the unit's first raw row
   RawRows at;
   BoxRow from = {};  // of row at.y
 
-  EPICONV_HOST_DEVICE RawRowWalk(const UnitWalk& walk, std::int32_t warp) : units(walk), first_chunk(warp) {
+  EPICONV_HOST_DEVICE RawRowWalk(const UnitWalk<kGeneral>& walk, std::int32_t warp)
+      : units(walk), first_chunk(warp) {
     enter_unit();
   }
   // To the next unit to turn, whose raw rows are `entered`; those of the one before have been loaded. False
@@ -70,7 +72,7 @@ struct RawRowWalk {
   }
 
   EPICONV_HOST_DEVICE std::int32_t column() const {
-    return box_column(units.g, units.tile, units.unit) - at.shift;
+    return box_column(units.g, units.tile(), units.unit) - at.shift;
   }
   EPICONV_HOST_DEVICE std::int32_t channel() const {
     return (units.unit.channel_block * units.g.raw_chunks + at.chunk) * units.g.raw_channels;
@@ -88,10 +90,10 @@ struct RawRowWalk {
     kept = units.kept_rows();
     at.rows = units.box_rows();
     at.chunks = units.unit.channel_block + 1 == g.channel_blocks ? g.last_raw_chunks : g.raw_chunks;
-    at.shift = box_column(g, units.tile, units.unit) & (g.raw_line - 1);
+    at.shift = box_column(g, units.tile(), units.unit) & (g.raw_line - 1);
     at.y = kept.count;
     at.chunk = first_chunk;
-    from = BoxRow::of(g, units.tile, units.unit, at.y);
+    from = BoxRow::of(g, units.tile(), units.unit, at.y);
     at.settle([&] { from.advance(g); });
   }
 };

@@ -17,7 +17,7 @@
 
 namespace epiconv::sm90 {
 
-template <typename Math, typename In>
+template <typename Math, typename In, bool kGeneral>
 class RowProducer {
  public:
   __device__ __forceinline__ RowProducer(const ConvParameters& p, const SharedMemory& shared,
@@ -31,12 +31,11 @@ class RowProducer {
         lane_(Lane::of(p.geometry, thread % 32)) {}
 
   __device__ __forceinline__ void run() {
-    const TileRange range = TileRange::of(g_);
-    RawRowWalk ahead(UnitWalk(g_, range.first, range.last), warp_);
+    RawRowWalk<kGeneral> ahead(UnitWalk<kGeneral>(block_tiles(p_)), warp_);
     const bool whole = g_.pitch.divisor % (kBatch * 32) == 0;
     Stages stages{RingPlace(g_.raw_stages_per_warp), 0};
     RingPlace place(g_.num_slots);
-    const RowKeeper<kKeepBatch> keeper(shared_, memory_, thread_);
+    const RowKeeper<kKeepBatch, kGeneral> keeper(shared_, memory_, thread_);
     while (ahead.turn_next()) {
       RawRows rows = ahead.entered();
       const KeptRows kept = ahead.kept;
@@ -77,13 +76,16 @@ class RowProducer {
   static constexpr int kKeepBatch = kIsRounded ? 3 : 6;                // as many as there are registers for
   static constexpr int kBatch = kIsRounded ? 16 / kPieceChannels : 4;  // times 32 pixels, read at a time
 
+  // Where row y of a box lies in its slot, in rows of the box.
+  __device__ __forceinline__ int line(int y) const { return kGeneral ? g_.slot_line(y) : y; }
+
   struct Stages {
     RingPlace first;  // to be turned
     int loaded;       // from that one on
   };
 
   // The warp's next raw rows into its free stages.
-  __device__ __forceinline__ void load(RawRowWalk& ahead, Stages& stages) const {
+  __device__ __forceinline__ void load(RawRowWalk<kGeneral>& ahead, Stages& stages) const {
     while (ahead.find_row() && stages.loaded < g_.raw_stages_per_warp) {
       int stage = stages.first.index() + stages.loaded;
       if (stage >= g_.raw_stages_per_warp) stage -= g_.raw_stages_per_warp;
@@ -114,7 +116,7 @@ class RowProducer {
                                                std::uint8_t* slot) const {
     const int pitch = static_cast<int>(g_.pitch.divisor);
     const int pieces = g_.raw_channels / kPieceChannels;
-    const SlotRow row = SlotRow::of(g_, at.y * pitch + lane_.pixel);
+    const SlotRow row = SlotRow::of(g_, line(at.y) * pitch + lane_.pixel);
     const int step = 32 * g_.row_bytes;
 #pragma unroll 1
     for (int piece = lane_.piece; piece < pieces; piece += lane_.piece_step) {
@@ -146,7 +148,7 @@ class RowProducer {
                                                 std::uint32_t slot) const {
     const int pitch = static_cast<int>(g_.pitch.divisor);
     const int pieces = g_.raw_channels / kPieceChannels;
-    const SlotRow row = SlotRow::of(g_, at.y * pitch + lane_.pixel + lane_.row);
+    const SlotRow row = SlotRow::of(g_, line(at.y) * pitch + lane_.pixel + lane_.row);
     const int step = 32 * g_.row_bytes;
     const int piece_step = lane_.piece_step * kPieceChannels * g_.raw_width * static_cast<int>(sizeof(In));
     std::uint32_t piece_from = raw + lane_.from(g_);

@@ -10,6 +10,12 @@
 
 namespace epiconv::sm90 {
 
+// Whether a kernel is for joint rows, too; the others spend nothing on them.
+template <typename Evaluator>
+constexpr bool may_be_joint() {
+  return Evaluator::Shape::kPhases == 1 && Evaluator::kMayHaveNorm;
+}
+
 template <typename Evaluator>
 class TileStore {
  public:
@@ -21,20 +27,59 @@ class TileStore {
         tables_(tables),
         group_(group),
         warp_(warp),
-        warp_filter_(warp.index * kWarpFilters),
+        warp_filter_(kMayBeJoint ? WarpRows::of(tables.g, warp.index).filter : warp.index * kWarpFilters),
         lane_(ptx::lane_here()) {}
 
-  __device__ __forceinline__ void run(float (&accumulators)[kAccumulators]) const {
-    // All warps of the group take part in storing boxes.
-    if (group_ + warp_filter_ >= tables_.g.filters && pass_.store != StoreKind::kBoxes) return;
+  // Leaves in the accumulators what the program makes of them, all of it or what comes before its GroupNorm.
+  template <Part kPart>
+  __device__ __forceinline__ void compute(float (&accumulators)[kAccumulators]) const {
     if constexpr (!Evaluator::kTakesFoldedSteps) {
       float ones[kNumOperandPlaces][2];
       load_ones(ones);
-      store_all(accumulators,
-                [&](int piece, float (&values)[kPieceAccumulators]) { evaluate(piece, ones, values); });
+#pragma unroll
+      for (int piece = 0; piece < kPieces; ++piece) {
+        float values[kPieceAccumulators];
+        take<false>(accumulators, piece, values);
+        evaluate<kPart>(piece, ones, values);
+        put_back<false>(values, piece, accumulators);
+      }
     } else if (pass_.runs_in_place) {
-      run_in_place(pass_, tables_.of_filters + warp_filter_ + lane_ / 4, accumulators);
-      store_all(accumulators, [](int, float (&)[kPieceAccumulators]) {});
+      run_in_place(pass_, kPart == Part::kAll ? pass_.num_steps : pass_.num_before_norm,
+                   tables_.of_filters + warp_filter_ + lane_ / 4, accumulators);
+    } else {
+#pragma unroll 1
+      for (int piece = 0; piece < kPieces; ++piece) {
+        float values[kPieceAccumulators];
+#pragma unroll
+        for (int c = 0; c < kPieces; ++c) {
+          if (c == piece) take<true>(accumulators, c, values);
+        }
+        evaluate<kPart>(piece, nullptr, values);
+#pragma unroll
+        for (int c = 0; c < kPieces; ++c) {
+          if (c == piece) put_back<true>(values, c, accumulators);
+        }
+      }
+    }
+  }
+
+  // What `compute` has left.
+  __device__ __forceinline__ void store(const float (&accumulators)[kAccumulators]) const {
+    if (stores_nothing()) return;
+    store_all(accumulators, [](int, float (&)[kPieceAccumulators]) {});
+  }
+
+  __device__ __forceinline__ void run(float (&accumulators)[kAccumulators]) const {
+    if (stores_nothing()) return;
+    if constexpr (!Evaluator::kTakesFoldedSteps) {
+      float ones[kNumOperandPlaces][2];
+      load_ones(ones);
+      store_all(accumulators, [&](int piece, float (&values)[kPieceAccumulators]) {
+        evaluate<Part::kAll>(piece, ones, values);
+      });
+    } else if (pass_.runs_in_place) {
+      compute<Part::kAll>(accumulators);
+      store(accumulators);
     } else {
       store_each(accumulators);
     }
@@ -42,6 +87,13 @@ class TileStore {
 
  private:
   static constexpr int kPhases = Evaluator::Shape::kPhases;
+  static constexpr bool kMayBeJoint = may_be_joint<Evaluator>();
+
+  __device__ __forceinline__ bool stores_nothing() const {
+    // All warps of the group take part in storing boxes.
+    if (group_ + warp_filter_ >= tables_.g.filters && pass_.store != StoreKind::kBoxes) return true;
+    return kMayBeJoint && pass_.store == StoreKind::kSectors && tables_.first_row() >= tables_.g.out_height;
+  }
 
   // A piece's accumulators, in the order of a chunk's words. `kInBranch`: behind a branch, which must stay
   // one; the compiler would select among all accumulators instead, at eight times the instructions.
@@ -52,6 +104,16 @@ class TileStore {
     for (int i = 0; i < kPieceAccumulators; ++i) {
       values[i] = accumulators[piece_accumulator<kPhases>(piece, i / kPieceWord, i % kPieceWord)];
       if constexpr (kInBranch) ptx::keep_here(values[i]);
+    }
+  }
+
+  template <bool kInBranch>
+  static __device__ __forceinline__ void put_back(float (&values)[kPieceAccumulators], int piece,
+                                                  float (&accumulators)[kAccumulators]) {
+#pragma unroll
+    for (int i = 0; i < kPieceAccumulators; ++i) {
+      if constexpr (kInBranch) ptx::keep_here(values[i]);
+      accumulators[piece_accumulator<kPhases>(piece, i / kPieceWord, i % kPieceWord)] = values[i];
     }
   }
 
@@ -66,6 +128,7 @@ class TileStore {
     }
   }
 
+  template <Part kPart>
   __device__ __forceinline__ void evaluate(int piece, const float (*ones)[2],
                                            float (&values)[kPieceAccumulators]) const {
     using Shape = typename Evaluator::Shape;
@@ -82,7 +145,7 @@ class TileStore {
       for (int i = 0; i < Shape::kCount; ++i) {
         mine[i] = values[i / Shape::kWord * kPieceWord + part + i % Shape::kWord];
       }
-      Evaluator::template run<Part::kAll>(chunk, mine);
+      Evaluator::template run<kPart>(chunk, mine);
 #pragma unroll
       for (int i = 0; i < Shape::kCount; ++i) {
         values[i / Shape::kWord * kPieceWord + part + i % Shape::kWord] = mine[i];
@@ -158,7 +221,7 @@ class TileStore {
         if (c != piece) continue;
         take<true>(accumulators, c, values);
       }
-      evaluate(piece, nullptr, values);
+      evaluate<Part::kAll>(piece, nullptr, values);
       visit_store([&](auto store) {
         store.put(piece, true, values);
         store.finish(piece);

@@ -9,26 +9,34 @@ namespace epiconv::sm90 {
 
 // A warpgroup's tables; `thread` is of the warpgroup.
 struct TileMemory {
-  std::int32_t* offsets;
   float* of_filters;
   PairTable* pairs;
+  std::int32_t* offsets;  // of each of the joint rows
 
   __device__ __forceinline__ static TileMemory at(std::uint8_t* memory) {
-    auto* const offsets = reinterpret_cast<std::int32_t*>(memory);
-    auto* const of_filters = reinterpret_cast<float*>(offsets + kTilePixels);
-    return {offsets, of_filters,
-            reinterpret_cast<PairTable*>(of_filters + kNumFilterOperands * kGroupFilters)};
+    return {reinterpret_cast<float*>(memory), reinterpret_cast<PairTable*>(memory + kOfFiltersBytes),
+            reinterpret_cast<std::int32_t*>(memory + kOfFiltersBytes + kPairTableBytes)};
   }
 
+  // What a warp sees of joint row `joint`.
+  __device__ __forceinline__ TileTables tables(const HaloGeometry& g, const Tile& tile,
+                                               std::int32_t row_phase, std::int32_t joint) const {
+    return {g, tile, tile.image(g), row_phase + joint, offsets + joint * kTilePixels, of_filters, pairs};
+  }
+
+  // `tables` are those of joint row 0.
   __device__ __forceinline__ void fill_offsets(const EpilogueParameters& pass, const TileTables& tables,
-                                               int thread) const {
+                                               int joint_rows, int thread) const {
+    for (int joint = 0; joint < joint_rows; ++joint) {
 #pragma unroll
-    for (int at = thread; at < kTilePixels; at += kTilePixels / 2) {
-      const Pixel pixel = Pixel::of(tables.g, tables.tile, tables.row_phase, at);
-      const auto& strides = pass.output.strides;
-      offsets[at] = pixel.valid ? (pixel.n - tables.image) * strides[0] +
-                                      (pixel.p - tables.first_row()) * strides[2] + pixel.q * strides[3]
-                                : -1;
+      for (int at = thread; at < kTilePixels; at += kTilePixels / 2) {
+        const Pixel pixel = Pixel::of(tables.g, tables.tile, tables.row_phase + joint, at);
+        const auto& strides = pass.output.strides;
+        offsets[joint * kTilePixels + at] =
+            pixel.valid ? (pixel.n - tables.image) * strides[0] +
+                              (pixel.p - tables.first_row() - joint) * strides[2] + pixel.q * strides[3]
+                        : -1;
+      }
     }
   }
 
@@ -44,14 +52,18 @@ struct TileMemory {
     }
   }
 
+  // Those numbered from `first` up to `last`, of an image.
   __device__ __forceinline__ void fill_of_filters(const EpilogueParameters& pass, const HaloGeometry& g,
-                                                  std::int32_t group, int thread) const {
+                                                  std::int32_t group, std::int32_t image, int first, int last,
+                                                  int thread) const {
     const int filter = min(group + thread % kGroupFilters, g.filters - 1);
-    for (int i = thread / kGroupFilters; i < pass.num_of_filters; i += 2) {
+    for (int i = first + thread / kGroupFilters; i < last; i += 2) {
       const int place = pass.of_filters[i];
       const PixelTensor& tensor = pass.operands[place];
-      of_filters[place * kGroupFilters + thread % kGroupFilters] = load_element<float>(
-          tensor.data, tensor.dtype, static_cast<std::int64_t>(filter) * tensor.strides[1]);
+      const std::int64_t from = static_cast<std::int64_t>(image) * tensor.strides[0] +
+                                static_cast<std::int64_t>(filter) * tensor.strides[1];
+      of_filters[place * kGroupFilters + thread % kGroupFilters] =
+          load_element<float>(tensor.data, tensor.dtype, from);
     }
   }
 };

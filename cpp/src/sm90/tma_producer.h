@@ -8,14 +8,15 @@
 
 namespace epiconv::sm90 {
 
+template <bool kGeneral>
 __device__ __forceinline__ void produce_by_tma(const ConvParameters& p, const SharedMemory& shared) {
   const HaloGeometry& g = p.geometry;
   const int block_channels = g.row_bytes / g.element_bytes;
   const int line_bytes = static_cast<int>(g.pitch.divisor) * g.row_bytes;
-  const TileRange range = TileRange::of(g);
   RingPlace place(g.num_slots);
-  Tile tile = Tile::of(g, range.first);
-  for (int index = range.first; index < range.last; ++index, tile.advance(g)) {
+  const BlockTiles tiles = block_tiles(p);
+  for (TileWalk<kGeneral> walk(tiles); !walk.ended(); walk.advance(tiles)) {
+    const Tile& tile = walk.tile;
     Unit unit = Unit::first();
     for (int u = 0; u < g.units; ++u) {
       const int rows = tile.box_rows(g, unit.rows(g));
@@ -24,8 +25,9 @@ __device__ __forceinline__ void produce_by_tma(const ConvParameters& p, const Sh
       ptx::mbarrier_arrive_expect(full, rows * line_bytes);
       for (int y = 0; y < rows; ++y) {
         const BoxRow row = BoxRow::of(g, tile, unit, y);
-        ptx::tensor_copy(shared.slot(place.index()) + y * line_bytes, &p.input_map,
-                         unit.channel_block * block_channels, box_column(g, tile, unit), row.h, row.n, full);
+        ptx::tensor_copy(shared.slot(place.index()) + (kGeneral ? g.slot_line(y) : y) * line_bytes,
+                         &p.input_map, unit.channel_block * block_channels, box_column(g, tile, unit), row.h,
+                         row.n, full);
       }
       place.next();
       unit.advance(g);

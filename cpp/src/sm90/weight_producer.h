@@ -28,13 +28,13 @@ __device__ __forceinline__ void load_all_weights(const ConvParameters& p, const 
   }
 }
 
+template <bool kGeneral>
 __device__ __forceinline__ void produce_weights(const ConvParameters& p, const SharedMemory& shared) {
   const HaloGeometry& g = p.geometry;
   if (g.weights_stay) {
     load_all_weights(p, shared);
     return;
   }
-  const TileRange range = TileRange::of(g);
   RingPlace place(g.num_stages);
   // Loads taps that lie one behind the other; returns where they end.
   const auto load = [&](const std::uint8_t* from, int taps) {
@@ -45,11 +45,11 @@ __device__ __forceinline__ void produce_weights(const ConvParameters& p, const S
     }
     return from;
   };
-  Tile tile = Tile::of(g, range.first);
-  for (int index = range.first; index < range.last; ++index, tile.advance(g)) {
+  const BlockTiles tiles = block_tiles(p);
+  for (TileWalk<kGeneral> walk(tiles); !walk.ended(); walk.advance(tiles)) {
     // Of the consumers, in the order of their turns.
     const auto share_of_consumer = [&](int consumer) {
-      return Share::of(g, tile.filter_tile * g.sharers + share_of(g, consumer, index - range.first));
+      return Share::of(g, walk.tile.filter_tile * g.sharers + share_of(g, consumer, walk.index));
     };
     const Share first = share_of_consumer(0), last = share_of_consumer(1);
     const auto begin = [&](const Share& share) {

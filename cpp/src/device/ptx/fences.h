@@ -15,4 +15,21 @@ __device__ __forceinline__ void named_barrier() {
   asm volatile("bar.sync %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
 }
 
+// The same, and whether any of the threads says so.
+template <int kBarrier, int kThreads>
+__device__ __forceinline__ bool named_barrier_any(bool says) {
+  int any;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.s32 p, %1, 0;\n"
+      "barrier.cta.red.or.pred p, %2, %3, p;\n"
+      "selp.s32 %0, 1, 0, p;\n"
+      "}"
+      : "=r"(any)
+      : "r"(says ? 1 : 0), "n"(kBarrier), "n"(kThreads)
+      : "memory");
+  return any != 0;
+}
+
 }  // namespace epiconv::ptx

@@ -1,0 +1,133 @@
+// In what order blocks visit tiles: whether all of them are visited, and whether no block waits for what can
+// only come later.
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <vector>
+
+#include "epiconv/error.h"
+#include "expectations.h"
+#include "sm90/tile_walk.h"
+
+using namespace epiconv::sm90;
+using namespace expectations;
+using epiconv::concat;
+
+namespace {
+
+HaloGeometry geometry(int images, int height, int width, int filters) {
+  const HaloPlan plan = plan_halo({.batch = images,
+                                   .channels = 8,
+                                   .height = height,
+                                   .width = width,
+                                   .filters = filters,
+                                   .taps_r = 3,
+                                   .taps_s = 3,
+                                   .dilation_h = 1,
+                                   .dilation_w = 1,
+                                   .pad_top = 1,
+                                   .pad_left = 1,
+                                   .out_height = height,
+                                   .out_width = width,
+                                   .element_bytes = 4,
+                                   .input_bytes = 4,
+                                   .load = InputLoad::kBoxes,
+                                   .stores_filters = false,
+                                   .output_bytes = 4,
+                                   .by_image = true});
+  expect(plan.why_not.empty(), plan.why_not);
+  return plan.geometry;
+}
+
+void check_tile(const HaloGeometry& g, const Tile& tile, std::int32_t number) {
+  const Tile direct = Tile::of(g, number);
+  expect(tile.filter_tile == direct.filter_tile && tile.strip == direct.strip &&
+             tile.raster == direct.raster && tile.first_row == direct.first_row &&
+             tile.offset == direct.offset,
+         "tile ", number, " is another one");
+}
+
+void check_once(const HaloGeometry& g, int blocks) {
+  std::vector<int> times(static_cast<std::size_t>(g.tiles), 0);
+  const Visits once;
+  for (int block = 0; block < blocks; ++block) {
+    std::int32_t last = -1, index = 0;
+    const BlockTiles tiles{g, once, block, blocks};
+    for (TileWalk<true> walk(tiles); !walk.ended(); walk.advance(tiles), ++index) {
+      expect(walk.stores() && walk.index == index && walk.follows == (index > 0), "visit ", index);
+      expect(last < 0 || walk.number == last + 1, "tile ", walk.number, " behind ", last);
+      check_tile(g, walk.tile, walk.number);
+      last = walk.number;
+      ++times[static_cast<std::size_t>(last)];
+    }
+  }
+  for (const int count : times) expect(count == 1, "a tile is visited ", count, " times");
+}
+
+// Walks of all blocks, each of which goes on until it has to wait for statistics that are not complete.
+void check_twice(const HaloGeometry& g, int blocks) {
+  const Visits visits = Visits::twice(g, blocks);
+  std::vector<TileWalk<true>> walks;
+  for (int block = 0; block < blocks; ++block) walks.emplace_back(BlockTiles{g, visits, block, blocks});
+  const auto size = static_cast<std::size_t>(g.tiles);
+  std::vector<int> taken(size, 0), stored(size, 0);
+  std::vector<std::int64_t> done(static_cast<std::size_t>(g.batch), 0);
+  const std::int64_t all = g.tiles / g.batch;
+  std::int64_t most = 0;
+  for (bool goes_on = true; goes_on;) {
+    goes_on = false;
+    for (int block = 0; block < blocks; ++block) {
+      TileWalk<true>& walk = walks[static_cast<std::size_t>(block)];
+      while (!walk.ended()) {
+        const auto number = static_cast<std::size_t>(walk.number);
+        const auto image = static_cast<std::size_t>(walk.tile.raster);
+        if (walk.stores() && done[image] < all) break;
+        check_tile(g, walk.tile, walk.number);
+        if (walk.stores()) {
+          ++stored[number];
+        } else {
+          ++taken[number];
+          ++done[image];
+        }
+        const std::int32_t last = walk.number;
+        walk.advance({g, visits, block, blocks});
+        expect(walk.ended() || walk.follows == (walk.number == last + 1) || !walk.follows, "follows");
+        expect(walk.ended() || !walk.follows || walk.number == last + 1, "tile ", walk.number,
+               " does not follow ", last);
+        goes_on = true;
+      }
+    }
+  }
+  for (std::size_t i = 0; i < size; ++i) {
+    expect(taken[i] == 1 && stored[i] == 1, "tile ", i, " is visited ", taken[i], " and ", stored[i],
+           " times");
+  }
+  for (const TileWalk<true>& walk : walks) {
+    expect(walk.ended(), "a block waits for ever");
+    most = std::max<std::int64_t>(most, walk.index);
+  }
+  const double mean = 2.0 * g.tiles / blocks;
+  expect(most <= 1.1 * mean + 2 * visits.share, "a block makes ", most, " visits, and ", mean, " on average");
+}
+
+}  // namespace
+
+int main() {
+  int count = 0;
+  for (const int images : {1, 2, 5, 128, 300}) {
+    for (const int height : {1, 7, 56, 254}) {
+      for (const int filters : {8, 32, 64, 192}) {
+        const HaloGeometry g = geometry(images, height, height == 254 ? 254 : height + 3, filters);
+        for (const int all_blocks : {1, 2, 78, 132}) {
+          const int blocks = std::min(all_blocks, g.tiles);
+          subject = concat(images, " images of ", height, ", ", filters, " filters, ", blocks, " blocks");
+          check_once(g, blocks);
+          check_twice(g, blocks);
+          ++count;
+        }
+      }
+    }
+  }
+  std::printf("%d walks, %d failures\n", count, failures);
+  return failures == 0 ? 0 : 1;
+}
