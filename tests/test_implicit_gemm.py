@@ -348,6 +348,18 @@ def test_explain(core):
     assert "packing" not in str(epiconv.explain(*DOUBLE))
 
 
+def test_a_workspace_where_the_plan_takes_one(core):
+    """Statistics of a GroupNorm lie there; the stand-in for the plan asks for an address exactly then."""
+    epilogue = [ops.relu(), ops.group_norm(3)]
+    expected = F.group_norm(F.conv2d(X, WEIGHT, BIAS).relu(), 3)
+    for size in (0, 1000):
+        core.workspace_bytes = size
+        got = ran(
+            core, X.clone(memory_format=torch.channels_last) if size else X, WEIGHT, BIAS, epilogue=epilogue
+        )
+        torch.testing.assert_close(got, expected)
+
+
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled(backend, core):
     def function(x, weight, bias):
