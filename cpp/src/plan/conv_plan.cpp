@@ -176,19 +176,6 @@ PlannedHalo plan_halo(const ConvPlanProblem& problem, DType stored, bool by_imag
   return planned;
 }
 
-sm90::HaloNorm halo_norm(const GroupNormShape& shape) {
-  sm90::HaloNorm norm;
-  norm.groups = static_cast<int>(shape.groups);
-  norm.epsilon = shape.epsilon;
-  norm.weight_operand = shape.weight_operand;
-  norm.shift_operand = shape.shift_operand;
-  norm.weight_dtype = shape.weight_dtype;
-  norm.shift_dtype = shape.shift_dtype;
-  norm.weight_stride = shape.weight_stride;
-  norm.shift_stride = shape.shift_stride;
-  return norm;
-}
-
 // Where the value before a GroupNorm lies until it is normalised: in the output, if that keeps all of it.
 std::size_t intermediate_bytes(const ConvPlanProblem& problem) {
   if (problem.output_dtype == DType::kFloat32) return 0;
@@ -290,8 +277,8 @@ std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& given, std::string
   why_not = planned.plan.why_not;
   if (!why_not.empty()) return std::nullopt;
   if (has_norm) {
-    conv.norm = halo_norm(make_pass(normalising_problem(given)).norm);  // whose shapes that checks
-    conv.norm.plan = sm90::NormPlan::kRecompute;
+    conv.norm = make_pass(normalising_problem(given)).norm;  // whose shapes that checks
+    conv.norm_plan = sm90::NormPlan::kRecompute;
     if (!recomputes(planned.plan)) {
       if (!conv.program.restarts_at_norm()) {
         why_not =
@@ -299,7 +286,7 @@ std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& given, std::string
             "than a pass behind another convolution";
         return std::nullopt;
       }
-      conv.norm.plan = sm90::NormPlan::kOfStored;
+      conv.norm_plan = sm90::NormPlan::kOfStored;
       conv.program = conv.program.before_norm();
       stored = DType::kFloat32;
       planned = plan_halo(problem, stored, true);
@@ -323,7 +310,7 @@ std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& given, std::string
     conv.operands[operand.place] = tensor_layout(operand.dtype, operand.strides);
     conv.is_used[operand.place] = true;
   }
-  if (conv.norm.plan == sm90::NormPlan::kRecompute) {
+  if (conv.norm_plan == sm90::NormPlan::kRecompute) {
     for (const int place : {kMeanOperand, kScaleOperand, kShiftOperand}) {
       conv.operands[place] = tensor_layout(DType::kFloat32, {problem.conv.K(), 1, 0, 0});
       conv.is_used[place] = true;
@@ -334,8 +321,8 @@ std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& given, std::string
   if (problem.conv.transposed()) state->weight_format += transposed_format(problem.conv);
   state->conv = std::make_unique<const sm90::HaloConv>(conv);
   state->kernel = state->conv->kernel();
-  if (conv.norm.plan == sm90::NormPlan::kRecompute) state->kernel += "_recomputing";
-  if (conv.norm.plan == sm90::NormPlan::kOfStored) {
+  if (conv.norm_plan == sm90::NormPlan::kRecompute) state->kernel += "_recomputing";
+  if (conv.norm_plan == sm90::NormPlan::kOfStored) {
     state->normalise =
         std::make_unique<const CudaPass>(make_pass_behind_statistics(normalising_problem(given)));
     state->intermediate_bytes = intermediate_bytes(given);

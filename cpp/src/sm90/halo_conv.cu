@@ -50,7 +50,7 @@ ConvKernel kernel_of(const HaloConvProblem& problem) {
   const int interleave = problem.geometry.interleave;
   ConvKernel kernel{};
   // A static program that ends where a norm begins takes no statistics.
-  const bool is_whole = problem.norm.plan != NormPlan::kOfStored;
+  const bool is_whole = problem.norm_plan != NormPlan::kOfStored;
   if (only_of_filters(problem) && only_of_all_images(problem) && is_whole)
     kernel = static_kernel(problem.program, problem.math, interleave, problem.geometry.joint_rows);
   if (kernel.function == nullptr && problem.program.is_chain()) kernel = chain_kernel(interleave);
@@ -171,13 +171,13 @@ struct HaloConv::State {
   }
 
   void set_norm() {
-    const HaloNorm& from = problem.norm;
+    const GroupNormShape& from = problem.norm;
     NormParameters& norm = parameters.norm;
-    norm.plan = from.plan;
-    if (from.plan == NormPlan::kNone) return;
+    norm.plan = problem.norm_plan;
+    if (norm.plan == NormPlan::kNone) return;
     const NormLayout layout = NormLayout::of(problem.geometry);
-    norm.groups = from.groups;
-    norm.group_channels = problem.geometry.filters / from.groups;
+    norm.groups = static_cast<std::int32_t>(from.groups);
+    norm.group_channels = problem.geometry.filters / norm.groups;
     norm.image_rows = static_cast<std::int32_t>(layout.image_rows);
     norm.all_arrived =
         static_cast<std::uint32_t>(layout.image_tiles * problem.geometry.sharers * kWarpsPerGroup);
@@ -297,7 +297,7 @@ NormLayout NormLayout::of(const HaloGeometry& g) {
 
 std::size_t HaloConv::workspace_bytes() const {
   const HaloConvProblem& problem = state_->problem;
-  return problem.norm.plan == NormPlan::kNone ? 0 : NormLayout::of(problem.geometry).bytes;
+  return problem.norm_plan == NormPlan::kNone ? 0 : NormLayout::of(problem.geometry).bytes;
 }
 
 void set_norm_tables(const HaloGeometry& g, void* workspace, PassPointers& pointers) {

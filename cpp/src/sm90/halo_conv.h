@@ -54,16 +54,6 @@ inline StoreKind store_kind(const HaloGeometry& g, const TensorLayout& output) {
   return is_dense && is_wide && stores_in_sectors(g) ? StoreKind::kSectors : StoreKind::kPairsOfPixels;
 }
 
-// The GroupNorm of a program that is computed by visits (NormPlan::kRecompute), or follows it (kOfStored).
-struct HaloNorm {
-  NormPlan plan = NormPlan::kNone;
-  std::int32_t groups = 1;
-  double epsilon = 0.0;
-  int weight_operand = -1, shift_operand = -1;
-  DType weight_dtype = DType::kFloat32, shift_dtype = DType::kFloat32;
-  std::int64_t weight_stride = 0, shift_stride = 0;
-};
-
 // Where a norm's statistics lie in the workspace, in bytes: counters, which begin as zeros, tables of what
 // the normalising steps read, and partial results.
 struct NormLayout {
@@ -83,7 +73,8 @@ struct HaloConvProblem {
   TensorLayout input, output;  // strides of the output fit 32 bits, and so do the operands'
   TensorLayout operands[kNumOperandPlaces];
   bool is_used[kNumOperandPlaces] = {};  // the operand is a tensor
-  HaloNorm norm;
+  NormPlan norm_plan = NormPlan::kNone;
+  GroupNormShape norm;  // of that plan
 };
 
 class HaloConv {

@@ -30,7 +30,7 @@ struct Visits {
   Divisor blocks{1};
 
   // Of tiles that are visited twice, in so many blocks. Chunks are as small as blocks can be kept busy with:
-  // an image is stored soon after its statistics, while its input is in the L2.
+  // an image is stored soon after its statistics, while some of its input may be in the L2.
   static Visits twice(const HaloGeometry& g, std::int32_t blocks) {
     constexpr std::int32_t kGoodShare = 8;
     Visits visits;
