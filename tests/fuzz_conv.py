@@ -1,11 +1,12 @@
 """Random convolutions straight through the core's ConvPlan, half of them transposed, on small integers and
-compared bit for bit.
+compared bit for bit; a third of them with a GroupNorm, whose error is bounded (`fuzz_norms.py`).
 
     python tests/fuzz_conv.py --seed 0 --count 3000
     python tests/fuzz_conv.py --only 0:17
 
 Every buffer lies between guard bands and starts as NaN: the gaps in the input's strides, the packed weight,
-the output. A difference, a byte written elsewhere or an input that changed prints the line that repeats it.
+the output; a workspace starts as some number, which must not be taken for a result. A difference, a byte
+written elsewhere or an input that changed prints the line that repeats it.
 """
 
 import argparse
@@ -13,8 +14,9 @@ import math
 import random
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import fuzz_norms
 import torch
 import torch.nn.functional as F
 
@@ -35,6 +37,8 @@ RECIPES = (
     "v1 = add(v0, b0); v2 = clamp(v1, -9.0, 60.0); v3 = mul(v2, 4.0); v4 = clamp(v3, -9.0, 60.0); "
     "v5 = div(v4, 4.0)",
 )
+# As this one has, with a GroupNorm at its end.
+SIGMOID = "v1 = add(v0, b0); v2 = mul(v1, b1); v3 = sigmoid(v2)"
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ class Conv:
     output_layout: str
 
     @property
+    def has_norm(self):
+        return "group_norm" in self.program
+
+    @property
     def filters(self):
         return self.weight[1 if self.transposed else 0]
 
@@ -91,7 +99,9 @@ def draw(seed):
     while True:
         conv = _draw(rng, seed)
         is_small = conv.products <= MOST_PRODUCTS and math.prod(conv.output) <= MOST_OUTPUTS
-        if min(conv.output) >= 1 and is_small and _can_pad(conv):
+        # A group of one pixel may have one element, which torch refuses to normalise.
+        is_refused = conv.has_norm and math.prod(conv.output) == conv.filters
+        if min(conv.output) >= 1 and is_small and _can_pad(conv) and not is_refused:
             return conv
 
 
@@ -131,7 +141,7 @@ def _draw(rng, seed):
     dtype = rng.choice(DTYPES)
     maths = {"float16": ["fp16"], "bfloat16": ["bf16"]}.get(dtype, ["tf32", "tf32", "bf16", "fp16"])
     program, operands = _draw_program(rng)
-    return Conv(
+    conv = Conv(
         seed=seed,
         input=(n, c, *extents),
         weight=(c, k, *taps) if transposed else (k, c, *taps),
@@ -153,31 +163,97 @@ def _draw(rng, seed):
         output_dtype=rng.choice((dtype, dtype, *DTYPES)),
         output_layout=rng.choice(("contiguous", "channels_last")),
     )
+    return _with_norm(rng, conv) if rng.random() < 1 / 3 else conv
 
 
 def _draw_program(rng):
     if rng.random() < 0.2:
         return rng.choice((*RECIPES, RECIPES[-1])), (("channel", rng.choice(DTYPES), "contiguous"),)
     statements, operands = [], []
+    kinds = ("number", "0-d", "width", "plane", "channel", "image", "full", "full")
     for index in range(rng.randint(0, 4)):
         operation = rng.choice(("relu", "clamp", "mul", "add", "sub", "maximum"))
         given = {"relu": "", "clamp": ", -50.0, 60.0", "mul": ", 2.0"}.get(operation)
         if given is None and rng.random() < 0.2:
             given = f", v{rng.randint(0, index)}"
         elif given is None:
-            given = f", b{len(operands)}"
-            kind = rng.choice(("number", "0-d", "width", "plane", "channel", "image", "full", "full"))
-            dtype = rng.choice((*DTYPES, "float32", "int32"))
-            operands.append((kind, dtype, rng.choice(("contiguous", "channels_last", "sliced"))))
+            given = _draw_operand(rng, operands, kinds)
         statements.append(f"v{index + 1} = {operation}(v{index}{given})")
     return "; ".join(statements), tuple(operands)
+
+
+def _draw_operand(rng, operands, kinds):
+    kind, dtype = rng.choice(kinds), rng.choice((*DTYPES, "float32", "int32"))
+    operands.append((kind, dtype, rng.choice(("contiguous", "channels_last", "sliced"))))
+    return f", b{len(operands) - 1}"
+
+
+def _with_norm(rng, conv):
+    """The problem with a GroupNorm behind its program or a sigmoid, sometimes with more or larger images."""
+    n, c, *extents = conv.input
+    k, size = conv.filters, rng.random()
+    if size < 0.15:  # more tiles of an image than a card holds
+        n, c, k = rng.randint(1, 2), rng.choice((1, 3, 4, 8)), rng.choice((1, 7, 8, 16, 32, 32, 64))
+        extents = [rng.randint(300, 600), rng.randint(520, 900)][-len(extents) :]
+        extents[-1] *= 200 if len(extents) == 1 else 1
+    elif size < 0.25:
+        n, extents = rng.randint(50, 400), [rng.randint(1, 12) for _ in extents]
+    statements, operands, bias = conv.program.split("; ") if conv.program else [], [*conv.operands], conv.bias
+    if rng.random() < 0.3:
+        statements, operands, bias = SIGMOID.split("; "), _draw_operands_of_sigmoid(rng), True
+    elif rng.random() < 0.15:  # brings the variance near eps
+        statements.append(f"v{len(statements) + 1} = mul(v{len(statements)}, {2.0**-14})")
+    elif rng.random() < 0.3:
+        given = _draw_operand(rng, operands, ("each", "channel"))
+        statements.append(f"v{len(statements) + 1} = add(v{len(statements)}{given})")
+    _draw_norm(rng, k, statements, operands)
+    return replace(
+        conv,
+        input=(n, c, *extents),
+        weight=(*((c, k) if conv.transposed else (k, c)), *conv.weight[2:]),
+        bias=bias,
+        program="; ".join(statements),
+        operands=tuple(operands),
+    )
+
+
+def _draw_operands_of_sigmoid(rng):
+    """Mostly those that the recipe's own kernel takes."""
+    first, second = rng.choice((*("channel",) * 6, "each", "image")), rng.choice((*("slope",) * 4, "channel"))
+    return [
+        (first, rng.choice((*DTYPES, "int32")), "contiguous"),
+        (second, rng.choice(DTYPES), rng.choice(("contiguous", "sliced"))),
+    ]
+
+
+def _draw_norm(rng, filters, statements, operands):
+    """Appends a GroupNorm, and sometimes what follows it, whose values are around 1."""
+    before = len(statements)
+    divisors = [groups for groups in range(1, filters + 1) if filters % groups == 0]
+    words = [f"v{before}", str(rng.choice((1, filters, *divisors)))]
+    for name in rng.choice(((), ("weight",), ("bias",), ("weight", "bias"), ("weight", "bias"))):
+        words.append(f"{name}=b{len(operands)}")
+        operands.append(("affine", rng.choice(DTYPES), rng.choice(("contiguous", "sliced"))))
+    words.append(f"eps={rng.choice((1e-5, 1e-5, 1e-3, 0.5, 1e-8))}")
+    statements.append(f"v{before + 1} = group_norm({', '.join(words)})")
+    kinds = ("number", "0-d", "width", "plane", "channel", "channel", "image", "each", "each", "full", "full")
+    for index in range(before + 1, before + 1 + rng.choice((0, 0, 0, 1, 2, 3))):
+        operation = rng.choice(("relu", "clamp", "mul", "add", "sub", "maximum"))
+        given = {"relu": "", "clamp": ", -0.75, 1.5"}.get(operation)
+        if given is None and rng.random() < 0.2:
+            # Of what is older than the norm its input alone, so that few values are alive at once.
+            given = ", 2.0" if operation == "mul" else f", v{rng.randint(before, index)}"
+        elif given is None:
+            given = _draw_operand(rng, operands, kinds)
+        statements.append(f"v{index + 1} = {operation}(v{index}{given})")
 
 
 def operand_shape(kind, output):
     n, k, *pixels = output
     ones = (1,) * len(pixels)
-    shapes = {"width": pixels[-1:], "plane": pixels, "channel": (k, *ones), "image": (n, 1, *ones)}
-    return tuple(output if kind == "full" else shapes.get(kind, ()))
+    shapes = {"width": pixels[-1:], "plane": pixels, "image": (n, 1, *ones), "each": (n, k, *ones)}
+    shapes |= {"channel": (k, *ones), "slope": (k, *ones), "affine": (k,), "full": output}
+    return tuple(shapes.get(kind, ()))
 
 
 def strides_of(shape, layout):
@@ -231,26 +307,31 @@ def make(conv, device):
     """Input, weight, bias and operands, guarded; numbers as they are."""
     generator = torch.Generator().manual_seed(random.Random(f"values {conv.seed}").getrandbits(60))
 
-    def tensor(shape, dtype, layout, offset=0, most=3):
-        values = torch.randint(-most, most + 1, shape, generator=generator)
+    def tensor(shape, dtype, layout, offset=0, most=3, scale=1):
+        values = torch.randint(-most, most + 1, shape, generator=generator) * scale
         dtype = getattr(torch, dtype)
         return Guarded(shape, strides_of(shape, layout), dtype, device, offset).filled(values.to(device))
 
     x = tensor(conv.input, conv.dtype, conv.input_layout, conv.offset)
     weight = tensor(conv.weight, conv.dtype, conv.weight_layout)
     bias = tensor((conv.filters,), conv.dtype, "contiguous") if conv.bias else None
+    # A sigmoid has something to tell where its argument is not much larger than 1.
+    sums = 4 * math.sqrt(math.prod(conv.weight) / conv.filters)
+    scales = {"slope": 2.0 ** -round(math.log2(sums)), "affine": 0.125}
     operands = []
     for kind, dtype, layout in conv.operands:
         if kind == "number":
             number = torch.randint(-9, 10, (), generator=generator)
             operands.append(number.to(getattr(torch, dtype)))
         else:
-            operands.append(tensor(operand_shape(kind, conv.output), dtype, layout, most=9))
+            shape, scale = operand_shape(kind, conv.output), scales.get(kind, 1)
+            operands.append(tensor(shape, dtype, layout, most=9, scale=scale))
     return x, weight, bias, operands
 
 
-def reference(conv, x, weight, bias, operands):
-    """Computed in float64, where every sum is exact, and rounded once."""
+def reference(conv, x, weight, bias, operands, kernel):
+    """Computed in float64, where every sum is exact, and rounded once: the least and the largest that the
+    result may be, which are the same without a norm."""
     x, weight, rank = x.double(), weight.double(), len(conv.stride)
     if conv.transposed:
         y = (F.conv_transpose1d, F.conv_transpose2d)[rank - 1](x, weight, stride=conv.stride)
@@ -263,11 +344,12 @@ def reference(conv, x, weight, bias, operands):
             ends = zip(reversed(conv.begin), reversed(conv.end), strict=True)
             x = F.pad(x, [side for both in ends for side in both], mode=mode)
         y = (F.conv1d, F.conv2d)[rank - 1](x, weight, dilation=conv.dilation)
-    if bias is not None:
-        y = y + bias.double().view(-1, *(1,) * rank)
+    y = y.round()  # an algorithm of cuDNN's may be off by a little
+    bias = None if bias is None else bias.double().view(-1, *(1,) * rank)
     exact = [operand.double() for operand in operands]
-    result = Program(conv.program).apply(y, exact, torch.float64)
-    return result.to(getattr(torch, conv.output_dtype))
+    result = fuzz_norms.follow(Program(conv.program), y, bias, exact, kernel, conv.math)
+    dtype = getattr(torch, conv.output_dtype)
+    return (result.value - result.error).to(dtype), (result.value + result.error).to(dtype)
 
 
 def plan_of(conv, x, bias, operands):
@@ -289,8 +371,11 @@ def plan_of(conv, x, bias, operands):
     )
 
 
-def check(conv, device):
+def check(conv, device, norms=None):
     """Runs one problem.
+
+    Args:
+        norms: a Counter of what evaluates the programs of problems with a norm, and how the norm is taken.
 
     Returns:
         Whether it ran, and what is wrong with the result or why it did not run; "" for a right result.
@@ -302,17 +387,23 @@ def check(conv, device):
     plan = plan_of(conv, x, bias, operands)
     if isinstance(plan, str):
         return False, plan
+    if norms is not None and conv.has_norm:
+        norms[plan.kernel.split(",")[0].partition("_f32_")[2]] += 1
     index, stream = 0, 0
     if device.type == "cuda":
         index, stream = x.device.index, torch.cuda.current_stream(x.device).cuda_stream
     dtype, shape = getattr(torch, conv.output_dtype), conv.output
     packed = Guarded((plan.packed_bytes,), (1,), torch.uint8, device)
     output = Guarded(shape, strides_of(shape, conv.output_layout), dtype, device)
+    workspace = Guarded((plan.workspace_bytes,), (1,), torch.uint8, device)
+    workspace.tensor.fill_(0x3F)
     plan.pack(weight.data_ptr(), conv.dtype, weight.stride(), packed.tensor.data_ptr(), index, stream)
     packed.before = packed.buffer.clone()
     plan.run(
         *(x.data_ptr(), packed.tensor.data_ptr(), output.tensor.data_ptr()),
-        *(0 if bias is None else bias.data_ptr(), 0, index, stream),
+        0 if bias is None else bias.data_ptr(),
+        workspace.tensor.data_ptr() if plan.workspace_bytes else 0,
+        *(index, stream),
         *operand_reader(operands)(operands),
     )
     if device.type == "cuda":
@@ -326,12 +417,15 @@ def check(conv, device):
         return True, f"{plan.kernel} packed beside the packed weight"
     if not output.has_clean_guards():
         return True, f"{plan.kernel} wrote beside its output"
-    expected = reference(conv, x, weight, bias, operands)
-    wrong = ~(output.tensor == expected)
+    if not workspace.has_clean_guards():
+        return True, f"{plan.kernel} wrote beside its workspace"
+    least, most = reference(conv, x, weight, bias, operands, plan.kernel)
+    wrong = ~((least <= output.tensor) & (output.tensor <= most))
     if not wrong.any():
         return True, ""
     first = tuple(wrong.nonzero()[0].tolist())
-    got, right = output.tensor[first].item(), expected[first].item()
+    got, low, high = (tensor[first].item() for tensor in (output.tensor, least, most))
+    right = str(low) if low == high else f"within {low} … {high}"
     count = int(wrong.sum())
     return True, f"{plan.kernel}: {count} of {wrong.numel()} differ, first {first}: {got}, not {right}"
 
@@ -351,18 +445,21 @@ def main():
         sys.exit("fuzz_conv.py needs a CUDA device")
     device = torch.device("cuda", torch.cuda.current_device())
     seeds = [options.only] if options.only else [f"{options.seed}:{i}" for i in range(options.count)]
-    tally, failures = Counter(), 0
+    tally, norms, failures = Counter(), Counter(), 0
     for seed in seeds:
         conv = draw(seed)
         if options.only:
             print(conv)
-        ran, finding = check(conv, device)
+        ran, finding = check(conv, device, norms)
         tally["ran" if ran else f"refused: {finding}"] += 1
         if ran and finding:
             failures += 1
             print(f"{command(seed)}  # {finding}", flush=True)
     for outcome, count in tally.most_common():
         print(f"{count:6}  {outcome}")
+    print(f"{norms.total():6}  with a GroupNorm")
+    for kernel, count in norms.most_common():
+        print(f"{count:6}    {kernel}")
     sys.exit(1 if failures else 0)
 
 

@@ -159,6 +159,18 @@ EPILOGUES = {
         lambda y, b: ((y + b).clamp(-20.0, 60.0) * 2).clamp(-30.0, 90.0) / 2,
         ("f32_interpreted_chain", "f32_static"),
     ),
+    "relu alone": (
+        lambda n, k, p, q: (k, 1, 1),
+        lambda b: [ops.relu()],
+        lambda y, b: torch.relu(y),
+        ("f32_interpreted_chain", "f32_static"),
+    ),
+    "a number, bounds and a factor": (
+        lambda n, k, p, q: (k, 1, 1),
+        lambda b: [ops.add(3.0), ops.hardtanh(-9.0, 40.0), ops.mul(-0.5)],
+        lambda y, b: (y + 3.0).clamp(-9.0, 40.0) * -0.5,
+        ("f32_interpreted_chain", "f32_static"),
+    ),
     "min add mul": (
         lambda n, k, p, q: (k, 1, 1),
         lambda b: [ops.minimum(9.0), ops.add(b), ops.mul(2.0)],

@@ -72,7 +72,16 @@ const Case kCases[] = {
     {"v1 = minimum(v0, 0.5); v2 = add(v1, b0); v3 = mul(v2, 2.0)", 2},
     {"v1 = add(v0, b0); v2 = clamp(v1, 0.0, 1.0); v3 = mul(v2, 2.0); v4 = clamp(v3, 0.0, 1.0); v5 = mul(v4, "
      "0.5)",
-     2},
+     1},  // bounds behind a product by 2 are half as large before it
+    {"v1 = clamp(v0, -1.0, 3.0); v2 = mul(v1, 4.0); v3 = clamp(v2, -2.0, 100.0); v4 = mul(v3, 0.1)", 1},
+    {"v1 = clamp(v0, -1.0, 3.0); v2 = mul(v1, 4.0); v3 = relu(v2); v4 = minimum(v3, 5.0); v5 = mul(v4, -3.0)",
+     1},
+    {"v1 = clamp(v0, 2.0, 3.0); v2 = mul(v1, 2.0); v3 = clamp(v2, -1.0, 1.0)", 1},  // none is in both
+    {"v1 = clamp(v0, 0.0, 1.0); v2 = mul(v1, 2.0); v3 = clamp(v2, nan, 1.0)", 2},
+    {"v1 = clamp(v0, 0.0, 1.0); v2 = mul(v1, 0.5); v3 = clamp(v2, 0.0, 0.25)", 2},  // denormal numbers round
+    {"v1 = clamp(v0, 0.0, 1.0); v2 = mul(v1, 3.0); v3 = clamp(v2, 0.0, 1.0)", 2},   // and so do products by 3
+    {"v1 = relu(v0); v2 = mul(v1, 2.0); v3 = mul(v2, 0.5)", 2},  // what is not bounded may become infinite
+    {"v1 = relu(v0); v2 = mul(v1, 2.0); v3 = clamp(v2, 0.0, 1e-30)", 2},
     {"v1 = relu(v0); v2 = add(v1, b0)", 2},                         // add comes first in a folded step
     {"v1 = sub(v0, 0.25); v2 = relu6(v1); v3 = mul(v2, -1.0)", 1},  // a difference is a sum
     {"v1 = add(v0, b0); v2 = mul(v1, b1)", 2},                      // one operand at most

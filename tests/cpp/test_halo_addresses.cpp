@@ -78,7 +78,7 @@ struct StagedAccess {
   }
   int offset(int filter, int pixel) const {
     return is_filters
-               ? filters_offset(size, filter, pixel)
+               ? filters_offset(filter, pixel)
                : visit_phases([&]<int kPhases>() { return pixels_offset<kPhases>(size, filter, pixel); });
   }
   template <typename Visitor>
@@ -99,11 +99,10 @@ struct StagedAccess {
   int staging_bytes() const { return is_filters ? filters_staging_bytes() : pixels_staging_bytes(size); }
 };
 constexpr StagedAccess kStagedAccesses[] = {
-    {true, 4, 4, 2},        {true, 2, 8, 2},        {false, 4, 2, 1},       {false, 4, 1, 1},
-    {false, 2, 2, 1},       {false, 2, 1, 1},       {true, 4, 4, 2, 2, 2},  {true, 2, 8, 2, 2, 2},
-    {false, 4, 2, 1, 2, 1}, {false, 4, 1, 1, 2, 1}, {false, 2, 2, 1, 2, 1}, {false, 2, 1, 1, 2, 1},
-    {true, 4, 4, 2, 4, 4},  {true, 2, 8, 2, 4, 4},  {false, 4, 2, 1, 4, 1}, {false, 4, 1, 1, 4, 1},
-    {false, 2, 2, 1, 4, 1}, {false, 2, 1, 1, 4, 1}};
+    {true, 2, 8, 2},        {false, 4, 2, 1},       {false, 4, 1, 1},       {false, 2, 2, 1},
+    {false, 2, 1, 1},       {true, 2, 8, 2, 2, 2},  {false, 4, 2, 1, 2, 1}, {false, 4, 1, 1, 2, 1},
+    {false, 2, 2, 1, 2, 1}, {false, 2, 1, 1, 2, 1}, {true, 2, 8, 2, 4, 4},  {false, 4, 2, 1, 4, 1},
+    {false, 4, 1, 1, 4, 1}, {false, 2, 2, 1, 4, 1}, {false, 2, 1, 1, 4, 1}};
 
 // A matrix's rows of 16 bytes are written at once.
 int matrix_write_passes(const StagedAccess& access) {
@@ -119,9 +118,9 @@ int matrix_write_passes(const StagedAccess& access) {
   return most;
 }
 
-// Pixels of a filter that lie side by side, 16 bytes at most, or a filter at a time.
+// Pixels of a filter that lie side by side, 16 bytes at most.
 int word_write_passes(const StagedAccess& access) {
-  const int together = access.is_filters ? 1 : std::min(2 * access.phases, 16 / access.size);
+  const int together = std::min(2 * access.phases, 16 / access.size);
   int most = 0;
   for (int first = 0; first < access.pixels(); first += kPiecePixels) {
     for (int i = 0; i < kPieceWord; i += together) {

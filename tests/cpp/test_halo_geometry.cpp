@@ -72,7 +72,7 @@ void check_memory(const HaloProblem& problem, const HaloGeometry& g) {
   expect(!problem.stores_filters || g.staging_offset % kSwizzleAtom == 0, "boxes of the output begin at ",
          g.staging_offset);
   const int staged = problem.stores_filters ? std::max(kBoxes * kBoxBytes / (kConsumerWarps / 2),
-                                                       kPiecePixels * filters_pitch(problem.output_bytes))
+                                                       2 * kPiecePixels * kFiltersPitch)
                                             : kWarpFilters * kRunPixels * problem.output_bytes;
   expect(g.warp_staging_bytes >= staged, g.warp_staging_bytes, " bytes of staging memory");
   expect(g.tile_memory_offset >= g.staging_offset + kConsumerWarps * g.warp_staging_bytes,

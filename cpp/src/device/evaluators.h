@@ -19,8 +19,20 @@
 
 namespace epiconv {
 
-// Part of a program that a kernel runs: all of it, or what comes before its GroupNorm.
-enum class Part { kAll, kBeforeNorm };
+// Part of a program that a kernel runs: all of it; or what comes before its GroupNorm's statistics, or, over
+// that, normalising and what follows.
+enum class Part { kAll, kBeforeNorm, kBehindNorm };
+
+// The steps of a part, from `first` up to `end`.
+struct PartSteps {
+  int first, end;
+
+  template <typename Parameters>
+  __device__ __forceinline__ static PartSteps of(Part part, const Parameters& pass) {
+    return {part == Part::kBehindNorm ? pass.num_before_norm : 0,
+            part == Part::kBeforeNorm ? pass.num_before_norm : pass.num_steps};
+  }
+};
 
 template <typename TheShape, bool kHasSlots>
 struct Interpreted {
@@ -29,17 +41,18 @@ struct Interpreted {
   using Values = T[Shape::kCount];
   static constexpr int kBlocks = kHasSlots ? 1 : 2;
   static constexpr bool kMayHaveNorm = true;
+  static constexpr bool kKeepsNan = false;  // a NaN always makes one of what comes before the norm
+  static constexpr bool kIsStatic = false;
   // In double, clamping by infinities would cost more than the steps that it saves.
   static constexpr bool kTakesFoldedSteps = std::is_same_v<T, float>;
 
-  template <Part kPart>
-  static __device__ __forceinline__ void run(const Chunk<Shape>& chunk, Values& accumulator) {
+  static __device__ __forceinline__ void run(Part part, const Chunk<Shape>& chunk, Values& accumulator) {
     const typename Shape::Parameters& pass = chunk.pass;
-    const int num_steps = kPart == Part::kAll ? pass.num_steps : pass.num_before_norm;
+    const PartSteps steps = PartSteps::of(part, pass);
     Slots slots;
-    copy_to_slot(slots, pass.save_input, accumulator);
+    if (part != Part::kBehindNorm) copy_to_slot(slots, pass.save_input, accumulator);
 #pragma unroll 1
-    for (int i = 0; i < num_steps; ++i) {
+    for (int i = steps.first; i < steps.end; ++i) {
       const Step<T>& step = pass.steps[i];
       run_step(chunk, step, pass.fetches[i], slots, accumulator);
       copy_to_slot(slots, step.save, accumulator);
@@ -228,18 +241,21 @@ struct Static<TheShape, StaticProgram<Steps...>> {
   using T = typename Shape::T;
   using Values = T[Shape::kCount];
   static constexpr bool kMayHaveNorm = StaticProgram<Steps...>::kHasGroupNorm;
+  static constexpr bool kKeepsNan = false;
   static constexpr int kBlocks = kMayHaveNorm || Shape::kWord == 8 ? 3 : 4;
+  static constexpr bool kIsStatic = true;
   static constexpr bool kTakesFoldedSteps = false;
 
   static_assert(sizeof...(Steps) <= Shape::Parameters::kSteps);
 
-  template <Part kPart>
-  static __device__ __forceinline__ void run(const Chunk<Shape>& chunk, Values& accumulator) {
+  static __device__ __forceinline__ void run(Part part, const Chunk<Shape>& chunk, Values& accumulator) {
     int i = 0;
     bool before_norm = true;
     const auto step = [&]<typename TheStep>() {
       if constexpr (std::is_same_v<typename TheStep::B, Operand<kMeanOperand>>) before_norm = false;
-      if (kPart == Part::kAll || before_norm) run_step<TheStep>(chunk, chunk.pass.steps[i], accumulator);
+      if (part == Part::kAll || (part == Part::kBeforeNorm) == before_norm) {
+        run_step<TheStep>(chunk, chunk.pass.steps[i], accumulator);
+      }
       ++i;
     };
     (step.template operator()<Steps>(), ...);

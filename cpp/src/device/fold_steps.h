@@ -1,9 +1,12 @@
 // Folds runs of cheap steps into one, so that an interpreter's overhead is paid once for the run.
 //
 // A folded step is v = min(max(v + b, p), q) * c, of which parts that a run lacks are identities that change
-// no bit: b = -0.0, p = -inf, q = inf, c = 1. At most one of b and c is an operand.
+// no bit: b = -0.0, p = -inf, q = inf, c = 1. At most one of b and c is an operand. A product by 1, 2, 4 …
+// rounds nothing: bounds behind it are taken back to before it, and what is bounded may be multiplied again.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "lowering.h"
@@ -30,14 +33,57 @@ Step<T> folded_identity() {
   return step;
 }
 
+// Whether a bound divided by a power of two below 2^64 is that bound again when it is multiplied by it.
+template <typename T>
+bool divides_exactly(T bound) {
+  const T magnitude = std::abs(bound);
+  return magnitude == T(0) || std::isinf(magnitude) || magnitude >= std::ldexp(T(1), -60);
+}
+
+template <typename T>
+bool has_exact_factor(const Step<T>& folded) {
+  int exponent = 0;
+  const T factor = folded.number[2];
+  return folded.source[2] == Source::kNumber && factor >= T(1) && factor < std::ldexp(T(1), 64) &&
+         std::frexp(factor, &exponent) == T(0.5);
+}
+
+// Bounds what a folded step makes.
+template <typename T>
+bool bound_result(Step<T>& folded, T low, T high) {
+  const bool are_ordered = folded.p <= folded.q && low <= high;  // and none is NaN
+  if (!has_exact_factor(folded) || !are_ordered || !divides_exactly(low) || !divides_exactly(high)) {
+    return false;
+  }
+  low /= folded.number[2];
+  high /= folded.number[2];
+  folded.p = std::min(std::max(folded.p, low), high);
+  folded.q = std::min(std::max(folded.q, low), high);
+  return true;
+}
+
+// Multiplies it, where that cannot have become infinite.
+template <typename T>
+bool multiply_result(Step<T>& folded, T number) {
+  const T factor = folded.number[2];
+  const auto is_finite = [](T value) { return std::isfinite(value); };
+  if (!has_exact_factor(folded) || !is_finite(folded.p * factor) || !is_finite(folded.q * factor) ||
+      !is_finite(factor * number)) {
+    return false;
+  }
+  folded.number[2] = factor * number;
+  return true;
+}
+
 // Adds `step` to `folded`, of which the parts before `stage` are taken; false if it does not fit.
 template <typename T>
 bool fold_into(Step<T>& folded, FoldStage& stage, const Step<T>& step) {
   if (step.source[0] != Source::kAccumulator) return false;
   const int fetches = fetches_of(step);
   const bool has_operand = fetches_of(folded) != 0;
+  const bool is_number = fetches == 0;
   const auto put_number = [&](FoldStage place, T& part, T number) {
-    if (fetches != 0 || stage > place) return false;
+    if (!is_number || stage > place) return false;
     part = number;
     stage = static_cast<FoldStage>(static_cast<int>(place) + 1);
     return true;
@@ -50,9 +96,18 @@ bool fold_into(Step<T>& folded, FoldStage& stage, const Step<T>& step) {
     stage = static_cast<FoldStage>(static_cast<int>(place) + 1);
     return true;
   };
+  constexpr T kInfinity = std::numeric_limits<T>::infinity();
+  const bool is_behind = is_number && stage == FoldStage::kEnd;  // behind all parts
+  const auto put_low = [&](T low) {
+    return is_behind ? bound_result(folded, low, kInfinity) : put_number(FoldStage::kMaximum, folded.p, low);
+  };
+  const auto put_high = [&](T high) {
+    return is_behind ? bound_result(folded, -kInfinity, high)
+                     : put_number(FoldStage::kMinimum, folded.q, high);
+  };
   const auto put_clamp = [&](T low, T high) {
-    if (stage > FoldStage::kMaximum) return false;
-    return put_number(FoldStage::kMaximum, folded.p, low) && put_number(FoldStage::kMinimum, folded.q, high);
+    if (is_behind) return bound_result(folded, low, high);
+    return stage <= FoldStage::kMaximum && put_low(low) && put_high(high);
   };
   switch (step.op) {
     case Opcode::kAdd:
@@ -61,13 +116,14 @@ bool fold_into(Step<T>& folded, FoldStage& stage, const Step<T>& step) {
     case Opcode::kSub:
       return step.p == T(1) && put_number(FoldStage::kAdd, folded.number[1], -step.number[1]);
     case Opcode::kMul:
+      if (is_behind) return multiply_result(folded, step.number[1]);
       return put_operand(FoldStage::kMul, 2) || put_number(FoldStage::kMul, folded.number[2], step.number[1]);
     case Opcode::kRelu:
-      return put_number(FoldStage::kMaximum, folded.p, T(0));
+      return put_low(T(0));
     case Opcode::kMaximum:
-      return put_number(FoldStage::kMaximum, folded.p, step.number[1]);
+      return put_low(step.number[1]);
     case Opcode::kMinimum:
-      return put_number(FoldStage::kMinimum, folded.q, step.number[1]);
+      return put_high(step.number[1]);
     case Opcode::kClamp:
       return fetches == 0 && put_clamp(step.number[1], step.number[2]);
     case Opcode::kHardtanh:

@@ -22,45 +22,47 @@ namespace epiconv {
 template <typename TheShape, bool kOfTanh>
 struct NormedSigmoid {
   using Shape = TheShape;
+  static constexpr bool kIsStatic = true;
   static constexpr bool kTakesFoldedSteps = false;
   static constexpr bool kMayHaveNorm = true;
+  static constexpr bool kKeepsNan = true;
 
   static bool matches(const LoweredProgram& program) { return AddMulSigmoidGroupNorm::matches(program); }
 
-  template <Part kPart>
-  static __device__ __forceinline__ void run(const Chunk<Shape>& chunk, float (&values)[Shape::kCount]) {
-    float bias[kWords], sum[kWords], factor[kWords], mean[kWords], scale[kWords], shift[kWords];
-    load(chunk, kBiasOperand, bias);
-    load(chunk, 0, sum);
-    load(chunk, 1, factor);
-    load(chunk, kMeanOperand, mean);
-    load(chunk, kScaleOperand, scale);
-    load(chunk, kShiftOperand, shift);
-#pragma unroll
-    for (int h = 0; h < kWords; ++h) {
-      const float slope = factor[h] * kSlope, constant = (bias[h] + sum[h]) * slope;
-      float a = 1.0f, b = 0.0f;
-      if constexpr (kPart == Part::kAll) {
-        a = scale[h];
-        b = fmaf(mean[h], a, shift[h]);
-      }
-#pragma unroll
-      for (int i = 0; i < Shape::kWord; ++i) {
-        float& value = values[h * Shape::kWord + i];
-        const float t = fmaf(value, slope, constant);
-        if constexpr (kOfTanh) {
-          value = fmaf(ptx::quick_tanh(t), 0.5f * a, fmaf(0.5f, a, b));
-        } else {
-          const float sigmoid = ptx::reciprocal_approx(1.0f + ptx::quick_exp2(t));
-          value = kPart == Part::kAll ? fmaf(sigmoid, a, b) : sigmoid;
-        }
-      }
+  static __device__ __forceinline__ void run(Part part, const Chunk<Shape>& chunk,
+                                             float (&values)[Shape::kCount]) {
+    if (part != Part::kBehindNorm) {
+      float bias[kWords], sum[kWords], factor[kWords];
+      load(chunk, kBiasOperand, bias);
+      load(chunk, 0, sum);
+      load(chunk, 1, factor);
+      for_each(values, [&](int h, float value) {
+        const float slope = factor[h] * kSlope;
+        const float t = fmaf(value, slope, (bias[h] + sum[h]) * slope);
+        if constexpr (kOfTanh) return fmaf(ptx::quick_tanh(t), 0.5f, 0.5f);
+        return ptx::reciprocal_approx(1.0f + ptx::quick_exp2(t));
+      });
+    }
+    if (part != Part::kBeforeNorm) {
+      float mean[kWords], scale[kWords], shift[kWords];
+      load(chunk, kMeanOperand, mean);
+      load(chunk, kScaleOperand, scale);
+      load(chunk, kShiftOperand, shift);
+      for_each(values,
+               [&](int h, float value) { return fmaf(value, scale[h], fmaf(mean[h], scale[h], shift[h])); });
     }
   }
 
  private:
   static constexpr int kWords = Shape::kWords;
   static constexpr float kSlope = kOfTanh ? 0.5f : -1.44269504f;  // -log2(e)
+
+  // `of(h, value)` of a value of filter h.
+  template <typename Of>
+  static __device__ __forceinline__ void for_each(float (&values)[Shape::kCount], Of&& of) {
+#pragma unroll
+    for (int i = 0; i < Shape::kCount; ++i) values[i] = of(i / Shape::kWord, values[i]);
+  }
 
   static __device__ __forceinline__ void load(const Chunk<Shape>& chunk, int place, float (&ones)[kWords]) {
     chunk.load_ones(chunk.pass.operands[place], ones);

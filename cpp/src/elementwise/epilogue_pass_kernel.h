@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kBlockThreads, Evaluator::kBlocks)
     const Chunk<Shape> chunk(pass, first, kWordDistance, count);
     typename Evaluator::Values values;
     input.next(chunk, i, values);
-    Evaluator::template run<Part::kAll>(chunk, values);
+    Evaluator::run(Part::kAll, chunk, values);
     chunk.store(pass.output, values);
   }
 }

@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     const Chunk<Shape> chunk(pass, sequence.first(i), sequence.word_distance, all);
     typename Evaluator::Values values;
     input.next(chunk, i, values);
-    Evaluator::template run<Part::kBeforeNorm>(chunk, values);
+    Evaluator::run(Part::kBeforeNorm, chunk, values);
     if (i == 0) {
       const Index from =
           begin - mine;  // of lane 0 of warp 0 more than 0, where the first elements are not the tile's
@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     const Chunk<Shape> chunk(pass, sequence.first(i), sequence.word_distance, all);
     typename Evaluator::Values values;
     input.next(chunk, i, values);
-    Evaluator::template run<Part::kBeforeNorm>(chunk, values);
+    Evaluator::run(Part::kBeforeNorm, chunk, values);
     if (i == 0) {
 #pragma unroll
       for (int j = 0; j < kWord; ++j) sums[j].pivot = values[j];

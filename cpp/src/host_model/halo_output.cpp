@@ -64,6 +64,8 @@ void OutputTiles::store(const Tile& tile, std::int32_t sharer, const Accumulator
       store_sectors(staging, pairs, to + std::min(tile.offset, g_.out_width), warp, accumulators);
     } else if (kind_ == StoreKind::kQuadsOfPixels && left >= kWarpFilters) {
       store_quads(offsets, to, warp, accumulators);
+    } else if (kind_ == StoreKind::kFilters && run_.output_bytes == 4 && left >= kWarpFilters) {
+      store_single_filters(offsets, to, warp, accumulators);
     } else {
       store_pieces(left < kWarpFilters ? StoreKind::kPixels : kind_, staging, offsets, to, left, warp,
                    accumulators);
@@ -224,7 +226,7 @@ std::uint32_t OutputTiles::fill_offsets(const Tile& tile, std::int32_t image, st
                                         std::int32_t first_row, std::int32_t sharer, std::int32_t joint) {
   const auto offsets = static_cast<std::uint32_t>(
       g_.tile_memory_offset + sharer * sm90::tile_memory_bytes(g_.joint_rows) + sm90::kOfFiltersBytes +
-      sm90::kPairTableBytes + joint * sm90::kOffsetTableBytes);
+      sm90::kPairTableBytes + sm90::kNormBytes + joint * sm90::kOffsetTableBytes);
   const auto& strides = layout_.strides;
   for (std::int32_t at = 0; at < kTilePixels; ++at) {
     const Pixel pixel = Pixel::of(g_, tile, row_phase, at);
@@ -244,12 +246,15 @@ void OutputTiles::store_pieces(StoreKind kind, std::uint32_t staging, std::uint3
   const std::int32_t together = kind == StoreKind::kFilters ? 1 : sm90::kRunPieces;
   for (std::int32_t first = 0; first < sm90::kPieces; first += together) {
     shared_.clear(staging, g_.warp_staging_bytes);
+    const bool is_filters = kind == StoreKind::kFilters;
+    const std::uint32_t place =
+        staging + static_cast<std::uint32_t>(is_filters ? sm90::filters_place(first) : 0);
     for (std::int32_t part = 0; part < together; ++part) {
       PieceValues values;
       take_piece(accumulators, warp, first + part, values);
-      stage_piece(kind == StoreKind::kFilters, staging, part, values);
+      stage_piece(is_filters, place, part, values);
     }
-    store_staged(kind, staging, offsets + static_cast<std::uint32_t>(first * kPiecePixels * 4), to, filters);
+    store_staged(kind, place, offsets + static_cast<std::uint32_t>(first * kPiecePixels * 4), to, filters);
   }
 }
 
@@ -268,6 +273,26 @@ void OutputTiles::store_quads(std::uint32_t offsets, std::int64_t to, std::int32
         require(piece_position(lane, i % kWord + 3) == piece_position(lane, i % kWord) + 3,
                 "four values of a lane do not lie side by side");
         output_.write(to + offset + (lane / 4 + i / kWord * 8) * layout_.strides[1], 4, 4,
+                      reinterpret_cast<const std::uint8_t*>(&values[lane][i]));
+      }
+    }
+  }
+}
+
+// One value of a lane at a time, past staging memory.
+void OutputTiles::store_single_filters(std::uint32_t offsets, std::int64_t to, std::int32_t warp,
+                                       const Accumulators& accumulators) {
+  for (std::int32_t piece = 0; piece < sm90::kPieces; ++piece) {
+    PieceValues values;
+    take_piece(accumulators, warp, piece, values);
+    for (std::int32_t lane = 0; lane < 32; ++lane) {
+      for (std::int32_t i = 0; i < kPieceAccumulators; ++i) {
+        const std::int32_t position = piece * kPiecePixels + piece_position(lane, i % kWord);
+        require(i % 2 == 0 || position % 2 == 1, "two values of a lane do not lie side by side");
+        std::int32_t offset;
+        std::memcpy(&offset, shared_.at(offsets + static_cast<std::uint32_t>(position * 4), 4), 4);
+        if (offset < 0) continue;
+        output_.write(to + offset + lane / 4 + i / kWord * 8, 1, 4,
                       reinterpret_cast<const std::uint8_t*>(&values[lane][i]));
       }
     }
@@ -371,7 +396,7 @@ void OutputTiles::store_ring(std::uint32_t staging, std::int64_t to, std::int32_
 std::uint32_t OutputTiles::staging_offset(bool is_filters, std::int32_t filter, std::int32_t pixel) const {
   const std::int32_t size = run_.output_bytes;
   return static_cast<std::uint32_t>(visit_phases([&]<int kPhases>() {
-    return is_filters ? sm90::filters_offset(size, filter, pixel)
+    return is_filters ? sm90::filters_offset(filter, pixel)
                       : sm90::pixels_offset<kPhases>(size, filter, pixel);
   }));
 }
@@ -383,8 +408,6 @@ void OutputTiles::stage_piece(bool is_filters, std::uint32_t staging, std::int32
   for (std::int32_t h = 0; h < 2; ++h) {
     if (in_matrices) {
       stage_matrices(is_filters, staging, part, h, values);
-    } else if (is_filters) {
-      stage_filters(staging, h, values);
     } else {
       stage_pixels(staging, part, h, values);
     }
@@ -407,16 +430,6 @@ void OutputTiles::stage_matrices(bool is_filters, std::uint32_t staging, std::in
                                     static_cast<std::uint32_t>(half * 8 * sm90::kRunPixels * 2));
   }
   store_matrices(rows, matrices, is_filters);
-}
-
-// Of 32 bits.
-void OutputTiles::stage_filters(std::uint32_t staging, std::int32_t half, const PieceValues& values) {
-  for (std::int32_t lane = 0; lane < 32; ++lane) {
-    for (std::int32_t i = 0; i < kWord; ++i) {
-      const std::uint32_t to = staging + staging_offset(true, lane / 4 + 8 * half, piece_position(lane, i));
-      std::memcpy(staged(to, 4), &values[lane][half * kWord + i], 4);
-    }
-  }
 }
 
 // What lies side by side, 16 bytes at most at a time.

@@ -53,6 +53,8 @@ class OutputTiles {
                     std::int32_t filters, std::int32_t warp, const Accumulators& accumulators);
   void store_quads(std::uint32_t offsets, std::int64_t to, std::int32_t warp,
                    const Accumulators& accumulators);
+  void store_single_filters(std::uint32_t offsets, std::int64_t to, std::int32_t warp,
+                            const Accumulators& accumulators);
   std::uint32_t fill_pairs(const sm90::Tile& tile, std::int32_t sharer);
   void store_sectors(std::uint32_t staging, std::uint32_t pairs, std::int64_t to, std::int32_t warp,
                      const Accumulators& accumulators);
@@ -69,7 +71,6 @@ class OutputTiles {
   void stage_piece(bool is_filters, std::uint32_t staging, std::int32_t part, const PieceValues& values);
   void stage_matrices(bool is_filters, std::uint32_t staging, std::int32_t part, std::int32_t half,
                       const PieceValues& values);
-  void stage_filters(std::uint32_t staging, std::int32_t half, const PieceValues& values);
   void stage_pixels(std::uint32_t staging, std::int32_t part, std::int32_t half, const PieceValues& values);
   void store_staged(sm90::StoreKind kind, std::uint32_t staging, std::uint32_t offsets, std::int64_t to,
                     std::int32_t filters);

@@ -224,12 +224,16 @@ std::string transposed_format(const ConvProblem& conv) {
   return concat("/transposed/", dimension(0), "/", dimension(1));
 }
 
-// Whether computing everything twice takes less time than storing it in float32 and reading that again.
-bool recomputes(const sm90::HaloPlan& plan) {
+// How a GroupNorm is computed. `restarts`: what follows it reads nothing older than what is stored or held.
+sm90::NormPlan norm_plan(const sm90::HaloPlan& plan, bool restarts) {
   const sm90::HaloGeometry& g = plan.geometry;
-  if (!g.weights_stay) return false;  // else the warp that streams them merges statistics
+  // Where weights are streamed, the warp that would merge statistics is busy with that.
+  if (!g.weights_stay) return sm90::NormPlan::kOfStored;
+  if (restarts && sm90::Visits::can_hold(g, sm90::kMultiprocessors)) return sm90::NormPlan::kHold;
+  // Computing everything twice may take less time than storing it in float32 and reading that again.
   const double elements = 1.0 * g.batch * g.filters * g.out_height * g.out_width;
-  return plan.statistics_clocks < elements * 2 * sizeof(float) / sm90::kStoreBytesPerClock;
+  const double clocks = elements * 2 * sizeof(float) / sm90::kStoreBytesPerClock;
+  return plan.statistics_clocks < clocks ? sm90::NormPlan::kRecompute : sm90::NormPlan::kOfStored;
 }
 
 }  // namespace
@@ -278,15 +282,15 @@ std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& given, std::string
   if (!why_not.empty()) return std::nullopt;
   if (has_norm) {
     conv.norm = make_pass(normalising_problem(given)).norm;  // whose shapes that checks
-    conv.norm_plan = sm90::NormPlan::kRecompute;
-    if (!recomputes(planned.plan)) {
-      if (!conv.program.restarts_at_norm()) {
+    const bool restarts = conv.program.restarts_at_norm();
+    conv.norm_plan = norm_plan(planned.plan, restarts);
+    if (conv.norm_plan == sm90::NormPlan::kOfStored) {
+      if (!restarts) {
         why_not =
             "what follows the GroupNorm reads a value from before it, and computing that anew takes longer "
             "than a pass behind another convolution";
         return std::nullopt;
       }
-      conv.norm_plan = sm90::NormPlan::kOfStored;
       conv.program = conv.program.before_norm();
       stored = DType::kFloat32;
       planned = plan_halo(problem, stored, true);
@@ -310,7 +314,7 @@ std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& given, std::string
     conv.operands[operand.place] = tensor_layout(operand.dtype, operand.strides);
     conv.is_used[operand.place] = true;
   }
-  if (conv.norm_plan == sm90::NormPlan::kRecompute) {
+  if (in_one_kernel(conv.norm_plan)) {
     for (const int place : {kMeanOperand, kScaleOperand, kShiftOperand}) {
       conv.operands[place] = tensor_layout(DType::kFloat32, {problem.conv.K(), 1, 0, 0});
       conv.is_used[place] = true;
@@ -321,6 +325,7 @@ std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& given, std::string
   if (problem.conv.transposed()) state->weight_format += transposed_format(problem.conv);
   state->conv = std::make_unique<const sm90::HaloConv>(conv);
   state->kernel = state->conv->kernel();
+  if (conv.norm_plan == sm90::NormPlan::kHold) state->kernel += "_holding";
   if (conv.norm_plan == sm90::NormPlan::kRecompute) state->kernel += "_recomputing";
   if (conv.norm_plan == sm90::NormPlan::kOfStored) {
     state->normalise =

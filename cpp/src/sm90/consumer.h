@@ -56,22 +56,30 @@ class Consumer {
                                                     group != held_group_ || image != held_image_);
       if (fills) fill(walk, share.row_phase, pattern, group, image);
       const int joint = kMayBeJoint ? WarpRows::of(g_, warp_.index).joint : 0;
-      // Once, or again for each joint row alone.
+      const bool is_joint = kMayBeJoint && g_.joint_rows > 1;
+      Visit visit = walk.visit();
+      // Once; or again for each joint row alone, and then for what is held twice.
       for (int row = kAllRows;;) {
         mainloop_.multiply(tile, sharer, share, row, turns, accumulators);
         if (row == kAllRows && fills) warp_.sync_group();
-        bool is_computed = row == kAllRows || row == joint, is_last = true;
-        if (kMayBeJoint && g_.joint_rows > 1) {
-          if (row == kAllRows) {
-            is_computed = !__any_sync(0xFFFFFFFF, warp_.any_of_group(!are_finite(accumulators)));
-          }
-          is_last = row == kAllRows ? is_computed : row + 1 == g_.joint_rows;
-          if (is_last) mainloop_.release_slot();
+        const bool is_last =
+            is_joint && row + 1 == g_.joint_rows && (visit == Visit::kStore || visit == walk.visit());
+        if (is_last) mainloop_.release_slot();
+        const bool is_whole = row == kAllRows, is_mine = is_whole || row == joint;
+        const TileTables tables = tile_memory().tables(g_, tile, share.row_phase, joint);
+        const bool is_done = !is_mine || prepare(visit, tables, group, is_whole, accumulators);
+        if (has_statistics(visit) && (is_whole ? is_done : row + 1 == g_.joint_rows)) {
+          publish(walk, share);
         }
-        if (is_computed)
-          finish(walk, tile_memory().tables(g_, tile, share.row_phase, joint), group, accumulators);
-        if (is_last) break;
-        ++row;
+        if (is_done && visit != Visit::kStatistics) {
+          if (kMayHaveNorm && in_one_kernel(p_.norm.plan)) fill_of_norm(walk, group);
+          if (is_mine) store(visit, tables, group, accumulators);
+        }
+        if (is_last || (is_whole && is_done)) break;
+        if (is_whole && visit == Visit::kBoth) visit = Visit::kStatistics;
+        if (++row < g_.joint_rows) continue;
+        row = 0;
+        visit = Visit::kStore;
       }
     }
     ptx::bulk_store_wait_read();  // shared memory lives as long as the block
@@ -105,12 +113,15 @@ class Consumer {
            (kWarpsPerGroup - warp_.index) * kWalkBytes;
   }
 
-  // The image whose operands of filters a visit needs. On a visit for statistics there are none of the norm,
-  // and so it is another one.
+  // The image whose operands of filters a visit needs: on a visit for statistics without those of the norm,
+  // and so it is another one. What is held gets them later.
   __device__ __forceinline__ std::int32_t held_image_of(const Walk& walk) const {
+    if (!kMayHaveNorm) return -1;
     const EpilogueParameters& pass = p_.epilogue;
-    if (!kMayHaveNorm || pass.num_of_filters == pass.num_of_all_images) return -1;
-    return walk.stores() ? walk.tile.raster : -2 - walk.tile.raster;
+    const bool holds = p_.norm.plan == NormPlan::kHold;
+    const int last = pass.num_of_filters - (holds ? kNumNormOperands : 0);
+    if (last == pass.num_of_all_images) return -1;
+    return walk.visit() == Visit::kStatistics ? -2 - walk.tile.raster : walk.tile.raster;
   }
 
   __device__ __forceinline__ void fill(const Walk& walk, std::int32_t row_phase, std::int32_t pattern,
@@ -126,18 +137,12 @@ class Consumer {
     }
     if (group != held_group_) {
       memory.fill_of_filters(pass, g_, group, 0, 0, pass.num_of_all_images, thread);
+      if constexpr (kMayHaveNorm) memory.fill_affine(p_.norm, g_, group, thread);
+      normed_image_ = -1;
     }
     if (kMayHaveNorm && (image != held_image_ || group != held_group_)) {
-      int last = pass.num_of_filters;
-      if constexpr (kMayHaveNorm) {
-        if (p_.norm.plan == NormPlan::kRecompute) {
-          if (walk.stores()) {
-            ptx::wait_for_count(p_.norm.merged + walk.tile.raster, p_.norm.groups, "norm", walk.tile.raster);
-          } else {
-            last -= kNumNormOperands;
-          }
-        }
-      }
+      const bool has_norm = in_one_kernel(p_.norm.plan);
+      const int last = pass.num_of_filters - (has_norm ? kNumNormOperands : 0);
       memory.fill_of_filters(pass, g_, group, walk.tile.raster, pass.num_of_all_images, last, thread);
     }
     held_pattern_ = pattern;
@@ -145,39 +150,78 @@ class Consumer {
     held_image_ = image;
   }
 
-  // What a tile is computed for.
-  __device__ __forceinline__ void finish(const Walk& walk, const TileTables& tables, std::int32_t group,
-                                         float (&accumulators)[kAccumulators]) {
-    const TileStore<Evaluator> store(p_, tables, group, warp_);
-    if constexpr (kMayHaveNorm) {
-      const NormParameters& norm = p_.norm;
-      const bool is_stored = norm.plan == NormPlan::kOfStored;
-      if (is_stored || !walk.stores()) {
-        store.template compute<Part::kBeforeNorm>(accumulators);
-        const std::int32_t filter = group + WarpRows::of(g_, warp_.index).filter;
-        TileStatistics<kPhases>(norm, tables, g_.filter_tiles.quotient(walk.number), filter, ptx::lane_here())
-            .write(accumulators);
-        if (!is_stored) {
-          arrive(walk);
-        } else if constexpr (Evaluator::kTakesFoldedSteps) {  // no static program stores before its norm
-          store.store(accumulators);
-        }
-        return;
-      }
-    }
-    store.run(accumulators);
+  __device__ __forceinline__ int thread_here() const {
+    return warp_.index * 32 + static_cast<int>(ptx::lane_here());
   }
 
-  // Counts visits for statistics when the warp has made the last of an image for a while: what it wrote must
-  // have reached the memory first.
-  __device__ __forceinline__ void arrive(const Walk& walk) {
-    ++pending_visits_;
-    const std::int32_t next = walk.number + (g_.sharers == 1 ? 2 : 1);
-    const std::int32_t image_end = (walk.tile.raster + 1) * p_.visits.image_tiles;
-    if (next < min(walk.range.last, image_end)) return;
+  __device__ __forceinline__ bool has_statistics(Visit visit) const {
+    return kMayHaveNorm && (p_.norm.plan == NormPlan::kOfStored || visit != Visit::kStore);
+  }
+
+  // By the whole group, whose warps have kept theirs.
+  __device__ __forceinline__ void publish(const Walk& walk, const Share& share) const {
+    if constexpr (!kMayHaveNorm) return;
+    warp_.sync_group();
+    const std::int64_t run = g_.filter_tiles.quotient(walk.number);
+    publish_statistics(p_.norm, g_, tile_memory(), run * g_.phases_h + share.row_phase, share.group,
+                       thread_here());
+    if (in_one_kernel(p_.norm.plan) && thread_here() == 0) ptx::count_up(p_.norm.arrived + walk.tile.raster);
+  }
+
+  // When the statistics of the tile's image are complete. By the whole group.
+  __device__ __forceinline__ void fill_of_norm(const Walk& walk, std::int32_t group) {
+    if constexpr (!kMayHaveNorm) return;
+    if (normed_image_ == walk.tile.raster) return;
+    normed_image_ = walk.tile.raster;
+    const std::int32_t end = min(group + g_.share_filters(), g_.filters);
+    const TileMemory memory = tile_memory();
+    if (thread_here() == 0) wait_for_statistics(p_.norm, normed_image_);
     __syncwarp();
-    if (threadIdx.x % 32 == 0) ptx::release_add(p_.norm.arrived + walk.tile.raster, pending_visits_);
-    pending_visits_ = 0;
+    warp_.sync_group();  // also with the warps that still store the last tile
+    if (group < end) {
+      GroupMerge merge(p_.norm, normed_image_, group, end, thread_here(), kConsumerThreads);
+      merge.run([&](std::int32_t filter) { return memory.affine[filter - group]; },
+                [&](std::int32_t filter, const Normalisation& normalisation) {
+                  float* const to = memory.of_filters + filter - group;
+                  to[kMeanOperand * kGroupFilters] = normalisation.negated_mean;
+                  to[kScaleOperand * kGroupFilters] = normalisation.scale;
+                  to[kShiftOperand * kGroupFilters] = normalisation.shift;
+                });
+    }
+    warp_.sync_group();
+  }
+
+  // Takes the warp's statistics where there are any, and leaves in the accumulators what they are of. Returns
+  // false where joint rows have to be computed each alone; `is_whole`: they have not been.
+  __device__ __forceinline__ bool prepare(Visit visit, const TileTables& tables, std::int32_t group,
+                                          bool is_whole, float (&accumulators)[kAccumulators]) {
+    if constexpr (kMayHaveNorm) {
+      const bool may_repeat = kMayBeJoint && is_whole && g_.joint_rows > 1;
+      // Where the program keeps a NaN, the statistics tell.
+      const bool statistics_tell = Evaluator::kKeepsNan && has_statistics(visit);
+      const auto repeats = [&](bool is_bad) { return may_repeat && warp_.any_of_group(is_bad); };
+      if (!statistics_tell && repeats(may_repeat && !are_finite(accumulators))) return false;
+      const bool before_norm = has_statistics(visit) || Evaluator::kIsStatic;
+      if (before_norm) {
+        TileStore<Evaluator>(p_, tables, group, warp_).compute(Part::kBeforeNorm, accumulators);
+      }
+      if (has_statistics(visit)) {
+        const TileStatistics<kPhases> statistics(tables, ptx::lane_here(), accumulators);
+        if (statistics_tell && repeats(statistics.are_nan())) return false;
+        if (is_whole && !may_repeat) warp_.sync_group();  // with the warp that publishes the last tile's
+        statistics.keep(tile_memory(), warp_.index, accumulators);
+      }
+      if (may_repeat) mainloop_.release_slot();
+    }
+    return true;
+  }
+
+  // What has been prepared.
+  __device__ __forceinline__ void store(Visit visit, const TileTables& tables, std::int32_t group,
+                                        float (&accumulators)[kAccumulators]) const {
+    const bool is_behind = kMayHaveNorm && (Evaluator::kIsStatic || has_statistics(visit));
+    TileStore<Evaluator>(p_, tables, group, warp_)
+        .run(is_behind ? Part::kBehindNorm : Part::kAll, accumulators);
   }
 
   // ---- Joint rows.
@@ -197,7 +241,7 @@ class Consumer {
   Mainloop<Maths, kPhases, kMayBeJoint> mainloop_;
   // Of the last tile: whose offsets and operands of filters the tables hold.
   std::int32_t held_pattern_ = -1, held_group_ = -1, held_image_ = -1;
-  std::uint32_t pending_visits_ = 0;
+  std::int32_t normed_image_ = -1;  // whose operands of the norm they hold
 };
 
 }  // namespace epiconv::sm90

@@ -18,7 +18,7 @@
 //   weight producer -- stage_full --> its consumer    -- stage_empty --> weight producer
 //   consumer        -- turn -->       other consumer
 // and, of a GroupNorm, across all blocks (statistics.h):
-//   consumers       -- arrived -->    warp 0, which merges -- merged --> consumers
+//   consumers       -- partial results --> consumers
 #pragma once
 
 #include "sm90/consumer.h"
@@ -42,11 +42,6 @@ __device__ __forceinline__ void produce(const ConvParameters& p, const SharedMem
   const int thread = threadIdx.x;
   if (thread < 32) {
     if (thread == 0) produce_weights<kGeneral>(p, shared);
-    if constexpr (kGeneral) {
-      __syncwarp();
-      if (p.norm.plan == NormPlan::kRecompute)
-        merge_statistics(p.norm, p.geometry.batch, p.geometry.filters, thread);
-    }
   } else if (p.load == InputLoad::kBoxes) {
     if (thread == 32) produce_by_tma<kGeneral>(p, shared);
   } else {

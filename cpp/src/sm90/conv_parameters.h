@@ -37,23 +37,28 @@ struct EpilogueParameters {
   std::uint8_t of_filters[kNumOperandPlaces];
 };
 
-// Statistics go to memory tile by tile, as the mean and the sum of squared distances from it of each filter,
-// and are merged in the order of tiles: the result depends on the shape alone.
+// Statistics go to memory tile by tile, as a mean and the sum of squared distances from it, and are merged in
+// the order of tiles: the result depends on the shape alone.
 struct NormParameters {
   NormPlan plan;
-  std::int32_t groups, group_channels;
-  std::int32_t image_rows;  // of partial results: runs of an image, times rows of the output in each
-  float2* partials;         // [image][run][output row][filter]
-  float* counts;            // [image][run][output row]
-  std::uint32_t* arrived;   // [image]: visits that its warps have made
-  std::uint32_t* merged;    // [image]: groups
+  std::int32_t groups;
+  Divisor group_filters{1};
+  // Filters that a warpgroup has of a group come in segments, as many as divide a group and what it has.
+  std::int32_t segment_filters, segments, share_segments, group_segments;
+  std::int32_t image_rows;  // of partial results: runs of an image, times row phases
+  float2* partials;         // [image][run][row phase][segment]: mean, squared distances from it
+  float* counts;            // [image][run][row phase]: elements of a segment
+  // In one kernel. [image]: how many of its tiles have been published, about, and one less.
+  std::uint32_t* arrived;
   std::uint32_t all_arrived;
   double epsilon;
-  const void* weight;  // of the affine, or nullptr
+  double inverse_count;  // of a group's elements
+  const void* weight;    // of the affine, or nullptr
   const void* shift;
   DType weight_dtype, shift_dtype;
   std::int64_t weight_stride, shift_stride;
-  float* means;  // [image][filter], negated; as are scales and shifts behind
+  // [image][filter], for the pass behind NormPlan::kOfStored
+  float* negated_means;
   float* scales;
   float* shifts;
 };

@@ -58,16 +58,17 @@ EPICONV_HOST_DEVICE constexpr std::int32_t matrix_position(std::int32_t lane) {
   return piece_position<kPhases>(lane % 8 / 2, lane / 8 * 2 + lane % 2);
 }
 
-// Where the output element of a filter and a pixel of a piece lies in a warp's staging memory, in bytes;
-// elements have `size` bytes, 4 or 2. Filters lie side by side, and no two lanes write the same bank.
-EPICONV_HOST_DEVICE constexpr std::int32_t filters_pitch(std::int32_t size) {
-  return kWarpFilters * size + 16;
+// Where the 16-bit output element of a filter and a pixel of a piece lies in a warp's staging memory, in
+// bytes. Filters lie side by side, and no two lanes write the same bank.
+inline constexpr std::int32_t kFiltersPitch = 2 * kWarpFilters + 16;
+EPICONV_HOST_DEVICE constexpr std::int32_t filters_offset(std::int32_t filter, std::int32_t pixel) {
+  return pixel * kFiltersPitch + filter * 2;
 }
-EPICONV_HOST_DEVICE constexpr std::int32_t filters_offset(std::int32_t size, std::int32_t filter,
-                                                          std::int32_t pixel) {
-  return pixel * filters_pitch(size) + filter * size;
+// Pieces lie in two places in turns.
+EPICONV_HOST_DEVICE constexpr std::int32_t filters_place(std::int32_t piece) {
+  return piece % 2 * kPiecePixels * kFiltersPitch;
 }
-static_assert(kPiecePixels * filters_pitch(4) <= filters_staging_bytes());
+static_assert(2 * kPiecePixels * kFiltersPitch <= filters_staging_bytes());
 
 // The same where pixels lie side by side, of kRunPieces pieces: one store of a warp then writes a run of
 // kRunPixels pixels. Where rows of an image begin within a sector of 32 bytes, both ends of a run are parts

@@ -1,9 +1,11 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <numeric>
 
 #include "device/current_device.h"
 #include "device/program_steps.h"
+#include "device/ptx/published_words.h"
 #include "sm90/conv_kernels.h"
 #include "sm90/conv_parameters.h"
 #include "sm90/halo_conv.h"
@@ -177,11 +179,16 @@ struct HaloConv::State {
     if (norm.plan == NormPlan::kNone) return;
     const NormLayout layout = NormLayout::of(problem.geometry);
     norm.groups = static_cast<std::int32_t>(from.groups);
-    norm.group_channels = problem.geometry.filters / norm.groups;
+    const std::int32_t filters = problem.geometry.filters / norm.groups;
+    norm.group_filters = Divisor(static_cast<std::uint32_t>(filters));
+    norm.segment_filters = std::gcd(filters, problem.geometry.share_filters());
+    norm.segments = problem.geometry.filters / norm.segment_filters;
+    norm.share_segments = problem.geometry.share_filters() / norm.segment_filters;
+    norm.group_segments = filters / norm.segment_filters;
     norm.image_rows = static_cast<std::int32_t>(layout.image_rows);
-    norm.all_arrived =
-        static_cast<std::uint32_t>(layout.image_tiles * problem.geometry.sharers * kWarpsPerGroup);
+    norm.all_arrived = static_cast<std::uint32_t>(layout.image_tiles * problem.geometry.sharers - 1);
     norm.epsilon = from.epsilon;
+    norm.inverse_count = 1.0 / (1.0 * filters * problem.geometry.out_height * problem.geometry.out_width);
     norm.weight_dtype = from.weight_dtype;
     norm.shift_dtype = from.shift_dtype;
     norm.weight_stride = from.weight_stride;
@@ -193,17 +200,18 @@ struct HaloConv::State {
     if (norm.plan == NormPlan::kNone) return;
     const NormLayout layout = NormLayout::of(problem.geometry);
     auto* const memory = static_cast<std::uint8_t*>(pointers.workspace);
-    norm.arrived = reinterpret_cast<std::uint32_t*>(memory + layout.counters);
-    norm.merged = norm.arrived + problem.geometry.batch;
-    norm.means = reinterpret_cast<float*>(memory + layout.means);
+    norm.negated_means = reinterpret_cast<float*>(memory + layout.means);
     norm.scales = reinterpret_cast<float*>(memory + layout.scales);
     norm.shifts = reinterpret_cast<float*>(memory + layout.shifts);
-    norm.counts = reinterpret_cast<float*>(memory + layout.counts);
+    norm.arrived = reinterpret_cast<std::uint32_t*>(memory + layout.arrived);
     norm.partials = reinterpret_cast<float2*>(memory + layout.partials);
+    norm.counts = reinterpret_cast<float*>(memory + layout.counts);
     const auto operand = [&](int place) { return place < 0 ? nullptr : pointers.operands[place]; };
     norm.weight = operand(problem.norm.weight_operand);
     norm.shift = operand(problem.norm.shift_operand);
   }
+
+  std::size_t norm_bytes() const { return NormLayout::of(problem.geometry).bytes; }
 
   // The limit of shared memory is a device's.
   void prepare(int device) const {
@@ -244,8 +252,8 @@ void HaloConv::launch(const PassPointers& pointers, const void* weights, int dev
   if (epilogue.store == StoreKind::kBoxes) p.output_map = output_map(problem, pointers.output);
   PassPointers addresses = pointers;
   state_->set_norm_pointers(p, addresses);
-  const bool recomputes = p.norm.plan == NormPlan::kRecompute;
-  if (recomputes) set_norm_tables(g, pointers.workspace, addresses);
+  // Of a norm: blocks wait for each other.
+  const bool is_cooperative = in_one_kernel(p.norm.plan);
   for (int i = 0; i < kNumOperandPlaces; ++i) epilogue.operands[i].data = addresses.operands[i];
   if (!problem.program.late_numbers.empty()) {
     set_steps(epilogue, state_->pass, pointers, state_->kernel.takes_folded_steps);
@@ -253,10 +261,11 @@ void HaloConv::launch(const PassPointers& pointers, const void* weights, int dev
   void* arguments[] = {&p};
   const int blocks = std::min(g.tiles, multiprocessors(device));
   auto* const cuda_stream = static_cast<cudaStream_t>(stream);
-  if (recomputes) {
-    p.visits = Visits::twice(g, blocks);
-    const std::size_t counters = 2 * sizeof(std::uint32_t) * static_cast<std::size_t>(g.batch);
-    check(cudaMemsetAsync(p.norm.arrived, 0, counters, cuda_stream), "the setup", state_->name, g);
+  if (is_cooperative) {
+    if (!Visits::can_hold(g, blocks)) p.norm.plan = NormPlan::kRecompute;
+    p.visits = p.norm.plan == NormPlan::kHold ? Visits::holding(g, blocks) : Visits::twice(g, blocks);
+    check(cudaMemsetAsync(pointers.workspace, ptx::kUnpublishedByte, state_->norm_bytes(), cuda_stream),
+          "the setup", state_->name, g);
   }
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
@@ -268,7 +277,7 @@ void HaloConv::launch(const PassPointers& pointers, const void* weights, int dev
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;
   config.attrs = &attribute;
-  config.numAttrs = recomputes ? 1 : 0;
+  config.numAttrs = is_cooperative ? 1 : 0;
   check(cudaLaunchKernelExC(&config, state_->kernel.function, arguments), "the launch", state_->name, g);
   if (p.norm.plan == NormPlan::kOfStored) {
     check(merge_statistics(p.norm, g.batch, g.filters, cuda_stream), "the statistics", state_->name, g);
@@ -278,7 +287,7 @@ void HaloConv::launch(const PassPointers& pointers, const void* weights, int dev
 NormLayout NormLayout::of(const HaloGeometry& g) {
   NormLayout layout{};
   layout.image_tiles = g.tiles / g.batch;
-  layout.image_rows = layout.image_tiles / g.filter_tiles.divisor * g.output_rows();
+  layout.image_rows = layout.image_tiles / g.filter_tiles.divisor * g.phases_h;
   const auto take = [&](std::int64_t bytes) {
     constexpr std::int64_t kAlignment = 128;
     const std::size_t begin = layout.bytes;
@@ -286,18 +295,17 @@ NormLayout NormLayout::of(const HaloGeometry& g) {
     return begin;
   };
   const std::int64_t table = std::int64_t{4} * g.batch * g.filters, rows = g.batch * layout.image_rows;
-  layout.counters = take(std::int64_t{8} * g.batch);
   layout.means = take(table);
   layout.scales = take(table);
   layout.shifts = take(table);
   layout.counts = take(4 * rows);
+  layout.arrived = take(4 * g.batch);
   layout.partials = take(8 * rows * g.filters);
   return layout;
 }
 
 std::size_t HaloConv::workspace_bytes() const {
-  const HaloConvProblem& problem = state_->problem;
-  return problem.norm_plan == NormPlan::kNone ? 0 : NormLayout::of(problem.geometry).bytes;
+  return state_->problem.norm_plan == NormPlan::kNone ? 0 : state_->norm_bytes();
 }
 
 void set_norm_tables(const HaloGeometry& g, void* workspace, PassPointers& pointers) {

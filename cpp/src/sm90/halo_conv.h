@@ -54,11 +54,11 @@ inline StoreKind store_kind(const HaloGeometry& g, const TensorLayout& output) {
   return is_dense && is_wide && stores_in_sectors(g) ? StoreKind::kSectors : StoreKind::kPairsOfPixels;
 }
 
-// Where a norm's statistics lie in the workspace, in bytes: counters, which begin as zeros, tables of what
-// the normalising steps read, and partial results.
+// Where a norm's statistics lie in the workspace, in bytes: tables of what the normalising steps read, and
+// partial results.
 struct NormLayout {
   std::int64_t image_tiles, image_rows;
-  std::size_t counters, means, scales, shifts, counts, partials, bytes;
+  std::size_t means, scales, shifts, counts, arrived, partials, bytes;
 
   static NormLayout of(const HaloGeometry& g);
 };

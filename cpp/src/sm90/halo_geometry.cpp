@@ -12,6 +12,7 @@ namespace {
 constexpr std::int64_t kMaxInt = std::numeric_limits<std::int32_t>::max();
 constexpr int kMinStages = 4;  // of weights, so that their loads run ahead of the wgmma
 constexpr int kGoodStages = 6;
+constexpr int kGoodStagesOfPhases = 12;  // whose taps are multiplied in half of the time or less
 constexpr int kMaxBoxRows = 512;
 constexpr int kMinRawStages = 2;  // of a warp, one of which is loaded while the other is turned
 // Of a raw stage, about: enough to keep a few tens of KB on their way, whatever the hand-overs take.
@@ -251,7 +252,9 @@ bool set_stages(const HaloProblem& problem, HaloGeometry& g) {
     return false;
   }
   g.weights_stay = all_taps <= std::min<std::int64_t>(kMaxWeightStages, stages_beside(2));
-  const std::int64_t wanted = g.weights_stay ? all_taps : kGoodStages;
+  const std::int64_t wanted = g.weights_stay     ? all_taps
+                              : g.interleave > 0 ? kGoodStagesOfPhases
+                                                 : kGoodStages;
   g.num_slots = 2;
   while (g.num_slots < kMaxSlots && stages_beside(g.num_slots + 1) >= wanted) ++g.num_slots;
   int raw = kMinRawStages;
@@ -305,6 +308,7 @@ double cost(const HaloProblem& problem, const HaloGeometry& g, bool is_stored = 
   constexpr double kTurnBytesPerClock = 6;     // of raw rows
   constexpr double kEdge = 16;                 // pixels' worth of sectors that a row's two ends touch in vain
   constexpr double kUnitClocks = 500;          // of a unit's loads and hand-overs
+  constexpr double kStreamedTapClocks = 200;   // in which a tap of phases waits for its weights
   const double stored = is_stored ? 1.0 * kTilePixels * kGroupFilters * g.sharers * g.element_bytes : 0;
   const double store = stored * (1 + kEdge / (g.strip_width * g.phases_w)) / kStoreBytesPerClock;
   const double box = loaded_rows(problem, g) * g.pitch.divisor * g.row_bytes * g.units;
@@ -316,7 +320,8 @@ double cost(const HaloProblem& problem, const HaloGeometry& g, bool is_stored = 
   const double load = box * edges * raw / rate;
   const double clocks = std::max({1.0 * share_clocks(g) * g.sharers, load, store}) + (box + stored) / 400 +
                         kUnitClocks * g.units;
-  return static_cast<double>(g.tiles) * clocks;
+  const bool waits = g.interleave > 0 && !g.weights_stay;
+  return static_cast<double>(g.tiles) * (clocks + (waits ? kStreamedTapClocks * g.taps : 0.0));
 }
 
 }  // namespace

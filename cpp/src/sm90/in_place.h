@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "device/evaluators.h"
 #include "device/gates.h"
 #include "operation_dispatch.h"
 #include "sm90/conv_parameters.h"
@@ -69,10 +70,10 @@ __device__ __forceinline__ void run_activation(float p, float q, float (&accumul
   }
 }
 
-__device__ __forceinline__ void run_in_place(const EpilogueParameters& pass, int num_steps,
+__device__ __forceinline__ void run_in_place(const EpilogueParameters& pass, PartSteps steps,
                                              const float* of_filters, float (&accumulators)[kAccumulators]) {
 #pragma unroll 1
-  for (int i = 0; i < num_steps; ++i) {
+  for (int i = steps.first; i < steps.end; ++i) {
     const Step<float>& step = pass.steps[i];
     switch (step.op) {
       case kAddClampMul:

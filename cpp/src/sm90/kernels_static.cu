@@ -1,3 +1,4 @@
+#include "device/clamped_sum.h"
 #include "device/normed_sigmoid.h"
 #include "device/static_programs.h"
 #include "sm90/conv_kernel.h"
@@ -10,18 +11,25 @@ namespace {
 // program does in place.
 using Programs = StaticPrograms<MinAddMul, ReluAdd>;
 using Tf32Programs = StaticPrograms<MinAddMul, ReluAdd, ReluGate>;
-using ProgramsOfPhases = StaticPrograms<AddClampMulClampDiv>;
 
-template <typename Math, int kPhases, typename... OfPhases>
-ConvKernel find(const LoweredProgram& program, StaticPrograms<OfPhases...>) {
+template <typename Math, typename... All>
+ConvKernel find(const LoweredProgram& program, StaticPrograms<All...>) {
   ConvKernel found{};
   const auto consider = [&]<typename Program>() {
     if (found.function == nullptr && Program::matches(program)) {
-      found = conv_kernel<OneMath<Math>, Static<ConvShape<8, true, kPhases>, Program>>("f32_static");
+      found = conv_kernel<OneMath<Math>, Static<ConvShape<8, true, 1>, Program>>("f32_static");
     }
   };
-  (consider.template operator()<OfPhases>(), ...);
+  (consider.template operator()<All>(), ...);
   return found;
+}
+
+// What follows a transposed convolution of stride 2, if it is sums, bounds and products.
+template <typename Math>
+ConvKernel of_phases(const LoweredProgram& program) {
+  using Evaluator = ClampedSum<ConvShape<8, true, 2>>;
+  if (!Evaluator::matches(program)) return {};
+  return conv_kernel<OneMath<Math>, Evaluator>("f32_static");
 }
 
 // The recipe with a GroupNorm.
@@ -41,7 +49,7 @@ ConvKernel static_kernel(const LoweredProgram& program, ConvMath math, int inter
   if (interleave == 0 && AddMulSigmoidGroupNorm::matches(program)) return norm_kernel(math);
   if (joint_rows > 1) return {};
   const auto of_math = [&]<typename Math>(auto programs) {
-    return interleave == 0 ? find<Math, 1>(program, programs) : find<Math, 2>(program, ProgramsOfPhases{});
+    return interleave == 0 ? find<Math>(program, programs) : of_phases<Math>(program);
   };
   if (math == ConvMath::kTf32) return of_math.template operator()<Tf32>(Tf32Programs{});
   if (math == ConvMath::kBf16) return of_math.template operator()<Bf16>(Programs{});

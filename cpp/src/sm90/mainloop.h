@@ -27,7 +27,9 @@ class Mainloop {
         shared_(shared),
         consumer_(consumer),
         slot_(p.geometry.num_slots),
-        stage_(p.geometry.num_stages) {
+        stage_(p.geometry.num_stages),
+        described_rows_(static_cast<int>(ptx::wgmma_descriptor(0, p.geometry.row_bytes) >> 32)) {
+    ptx::keep_here(described_rows_);  // else it is worked out for every product
     if ((kPhases > 1 || kMayBeJoint) && g_.weights_stay) wait_for_weights();
   }
 
@@ -133,18 +135,18 @@ class Mainloop {
   __device__ __forceinline__ void multiply_taps(const Tile& tile, const Unit& unit, const PlaceSpan& rows,
                                                 Progress& progress, float (&accumulators)[kAccumulators]) {
     const int row_step = g_.row_bytes / 16;  // of a descriptor
-    std::uint64_t pixel_row = ptx::wgmma_descriptor(shared_.slot(slot_.index()), g_.row_bytes) +
-                              tap_row(g_, tile, rows.first, 0) * row_step;
-    if (kMayBeJoint && g_.weights_stay) {
-      multiply_resident<Math, kSteps>(pixel_row, rows, unit.columns(g_), progress, accumulators);
-      return;
-    }
+    std::uint32_t pixel_row =
+        described(shared_.slot(slot_.index())) + tap_row(g_, tile, rows.first, 0) * row_step;
     PlaceSpan columns[kPhases];
 #pragma unroll
     for (int phase = 0; phase < kPhases; ++phase) columns[phase] = columns_of(unit, phase);
+    if ((kMayBeJoint || kPhases > 1) && g_.weights_stay) {
+      multiply_resident<Math, kSteps>(pixel_row, rows, columns, progress, accumulators);
+      return;
+    }
     const int pitch = static_cast<int>(g_.pitch.divisor), next_plane = g_.plane_rows * pitch;
     const int next_line = g_.dilation_h * pitch - (kMayBeJoint ? (g_.joint_rows - 1) * next_plane : 0);
-    const bool together = kPhases > 1 && (g_.weights_stay || g_.columns < g_.num_stages);
+    const bool together = kPhases > 1 && g_.columns < g_.num_stages;
     for (int r = rows.first; r < rows.end; ++r) {
       if (together) {
         multiply_row_together<Math, kSteps>(columns, pixel_row, progress, accumulators);
@@ -166,67 +168,80 @@ class Mainloop {
   // The taps of a unit with weights that are there and stay: nothing is waited for or handed back between
   // them, which for few channels takes longer than a tap's products.
   template <typename Math, int kSteps>
-  __device__ __forceinline__ void multiply_resident(std::uint64_t pixel_row, const PlaceSpan& rows,
-                                                    int columns, Progress& progress,
+  __device__ __forceinline__ void multiply_resident(std::uint32_t pixel_row, const PlaceSpan& rows,
+                                                    const PlaceSpan (&columns)[kPhases], Progress& progress,
                                                     float (&accumulators)[kAccumulators]) {
     const int stage_step = g_.stage_bytes / 16, row_step = g_.row_bytes / 16;
     const int pitch = static_cast<int>(g_.pitch.divisor), next_plane = g_.plane_rows * pitch;
     const int next_line = g_.dilation_h * pitch - (g_.joint_rows - 1) * next_plane;
-    const int next_column = g_.dilation_w;
-    // Of descriptors only the lower halves change.
-    const auto described = [](std::uint32_t high, std::uint32_t low) {
-      return static_cast<std::uint64_t>(high) << 32 | low;
-    };
-    const std::uint64_t first_stage = ptx::wgmma_descriptor(shared_.stage(0), g_.row_bytes);
-    const auto high = static_cast<std::uint32_t>(first_stage >> 32);
-    auto weights = static_cast<std::uint32_t>(first_stage) + stage_.index() * stage_step;
-    auto row = static_cast<std::uint32_t>(pixel_row);
+    const int next_column = (kPhases == 1 ? g_.dilation_w : 1) * row_step;
+    std::uint32_t weights = described(shared_.stage(stage_.index()));
+    const auto multiply_phase = [&]<int kPhase>() {
+      std::uint32_t pixels = pixel_row + columns[kPhase].first * next_column;
 #pragma unroll 1
-    for (int r = rows.first; r < rows.end; ++r) {
-      std::uint32_t pixels = row;
-#pragma unroll 1
-      for (int s = 0; s < columns; ++s) {
+      for (int s = columns[kPhase].first; s < columns[kPhase].end; ++s) {
         ptx::wgmma_fence();
-        multiply_tap<Math, kSteps, 0>(described(high, weights), described(high, pixels), progress,
-                                      accumulators);
+        multiply_tap<Math, kSteps, kPhase>(weights, pixels, progress, accumulators);
         ptx::wgmma_commit();
-        if (progress.pending_slot >=
-            0) {  // the unit's before, whose products are done behind the first of these
+        // The slot of the unit before: its products are done behind the first of these.
+        if (progress.pending_slot >= 0) {
           ptx::wgmma_wait<1>();
           release(progress);
         }
         weights += stage_step;
-        pixels += next_column * row_step;
+        pixels += next_column;
+      }
+    };
+#pragma unroll 1
+    for (int r = rows.first; r < rows.end; ++r) {
+      multiply_phase.template operator()<0>();
+      if constexpr (kPhases >= 2) multiply_phase.template operator()<1>();
+      if constexpr (kPhases == 4) {
+        multiply_phase.template operator()<2>();
+        multiply_phase.template operator()<3>();
       }
       const bool is_in_next_plane = ((r + 1) & (g_.joint_rows - 1)) != 0;
-      row += (is_in_next_plane ? next_plane : next_line) * row_step;
+      pixel_row += (is_in_next_plane ? next_plane : next_line) * row_step;
     }
-    const int taps = rows.count() * columns, left = progress.taps_left;
+    int row_taps = 0;
+#pragma unroll
+    for (int phase = 0; phase < kPhases; ++phase) row_taps += columns[phase].count();
+    const int taps = rows.count() * row_taps, left = progress.taps_left;
     const int last = min(kHandOverTaps, progress.turn_taps);
     stage_.advance(taps);
     progress.taps_left -= taps;
     if (left >= last && progress.taps_left < last) give_turn();
   }
 
+  // The lower half of the descriptor of rows from `address` on, which alone differs from others'. It is added
+  // to in 32 bits: what there is to do between two products of few columns takes longer than they do.
+  static __device__ __forceinline__ std::uint32_t described(std::uint32_t address) {
+    return static_cast<std::uint32_t>(ptx::wgmma_descriptor(address, 0));
+  }
+  __device__ __forceinline__ std::uint64_t whole(std::uint32_t low) const {
+    return static_cast<std::uint64_t>(static_cast<std::uint32_t>(described_rows_)) << 32 | low;
+  }
+
   template <typename Math, int kSteps, int kPhase>
-  __device__ __forceinline__ void multiply_tap(std::uint64_t weights, std::uint64_t pixels,
+  __device__ __forceinline__ void multiply_tap(std::uint32_t weights, std::uint32_t pixels,
                                                Progress& progress,
                                                float (&accumulators)[kAccumulators]) const {
     constexpr int kStep = kStepBytes / 16;  // of a descriptor
 #pragma unroll
     for (int k = 0; k < kSteps; ++k) {
       Math::template multiply<kTilePixels / kPhases, kPhase * kPhaseAccumulators<kPhases>>(
-          accumulators, weights + k * kStep, pixels + k * kStep, k > 0 || progress.accumulate[kPhase]);
+          accumulators, whole(weights + k * kStep), whole(pixels + k * kStep),
+          k > 0 || progress.accumulate[kPhase]);
     }
     progress.accumulate[kPhase] = true;
   }
 
   // Those of a row and a column phase; `pixels` describes the row's first place.
   template <typename Math, int kSteps, int kPhase>
-  __device__ __forceinline__ void multiply_row(const PlaceSpan& columns, std::uint64_t pixels,
+  __device__ __forceinline__ void multiply_row(const PlaceSpan& columns, std::uint32_t pixels,
                                                Progress& progress, float (&accumulators)[kAccumulators]) {
     const int stage_step = g_.stage_bytes / 16, place_step = g_.dilation_w * (g_.row_bytes / 16);
-    const std::uint64_t stages = ptx::wgmma_descriptor(shared_.stage(0), g_.row_bytes);
+    const std::uint32_t stages = described(shared_.stage(0));
     pixels += columns.first * place_step;
     for (int s = columns.first; s < columns.end; ++s) {
       const int stage = stage_.index();
@@ -248,24 +263,21 @@ class Mainloop {
   // and handed back behind its last.
   template <typename Math, int kSteps>
   __device__ __forceinline__ void multiply_row_together(const PlaceSpan (&columns)[kPhases],
-                                                        std::uint64_t pixels, Progress& progress,
+                                                        std::uint32_t pixels, Progress& progress,
                                                         float (&accumulators)[kAccumulators]) {
     const int stage_step = g_.stage_bytes / 16, place_step = g_.row_bytes / 16;
-    const std::uint64_t stages = ptx::wgmma_descriptor(shared_.stage(0), g_.row_bytes);
+    const std::uint32_t stages = described(shared_.stage(0));
     int taps = 0;
 #pragma unroll
     for (int phase = 0; phase < kPhases; ++phase) taps += columns[phase].count();
     if (taps == 0) return;
-    if (!g_.weights_stay) {
-      RingPlace place = stage_;
+    RingPlace place = stage_;
 #pragma unroll 1
-      for (int i = 0; i < taps; ++i, place.next()) {
-        ptx::mbarrier_wait(shared_.stage_full(place.index()), place.full_parity(), "full stage",
-                           place.index());
-      }
+    for (int i = 0; i < taps; ++i, place.next()) {
+      ptx::mbarrier_wait(shared_.stage_full(place.index()), place.full_parity(), "full stage", place.index());
     }
     const auto multiply_phase = [&]<int kPhase>() {
-      std::uint64_t at = pixels + columns[kPhase].first * place_step;
+      std::uint32_t at = pixels + columns[kPhase].first * place_step;
 #pragma unroll 1
       for (int s = columns[kPhase].first; s < columns[kPhase].end; ++s) {
         ptx::wgmma_fence();
@@ -286,7 +298,7 @@ class Mainloop {
     progress.taps_left -= taps;
     if (left >= last && progress.taps_left < last) give_turn();
     release(progress);
-    if (!g_.weights_stay) release_row(taps, progress);
+    release_row(taps, progress);
   }
 
   // Hands back the stages of a row that was multiplied, but the last, which is still read.
@@ -379,6 +391,7 @@ class Mainloop {
   const int consumer_;
   RingPlace slot_;
   RingPlace stage_;
+  int described_rows_;  // the upper half of all descriptors
 };
 
 }  // namespace epiconv::sm90

@@ -12,7 +12,8 @@
 
 namespace epiconv::sm90 {
 
-// 16 bytes of filters at a time, all of which exist.
+// 16 bytes of filters at a time, all of which exist, of 16-bit elements. Pieces go to two places in turns, so
+// that one is read while the next is computed.
 template <typename Stored, int kPhases>
 class FilterStore {
  public:
@@ -21,16 +22,17 @@ class FilterStore {
 
   // `is_first`: of those that this object stores.
   __device__ __forceinline__ void put(int piece, bool is_first, const float (&values)[kPieceAccumulators]) {
+    const int place = filters_place(piece);
+    stage(place, values);
     if (!is_first) store();
-    stage(values);
-    __syncwarp();
-    read(target_.offsets + piece * kPiecePixels);
-    __syncwarp();  // before the next piece is staged
+    __syncwarp();  // all lanes have read the piece before, too
+    read(place, target_.offsets + piece * kPiecePixels);
   }
   __device__ __forceinline__ void finish(int) const { store(); }
 
  private:
   static constexpr int kSize = sizeof(Stored);
+  static_assert(kSize == 2);
   static constexpr int kWidth = 16 / kSize;
   static constexpr int kTurns = stored_turns(kWidth);
 
@@ -38,35 +40,23 @@ class FilterStore {
     return StoredElements::filters(kWidth, target_.lane, turn);
   }
 
-  __device__ __forceinline__ void stage(const float (&values)[kPieceAccumulators]) const {
-    const std::uint32_t staging = ptx::shared_address(target_.staging);
-    if constexpr (kSize == 2) {
+  __device__ __forceinline__ void stage(int place, const float (&values)[kPieceAccumulators]) const {
+    const std::uint32_t staging = ptx::shared_address(target_.staging) + place;
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        std::uint32_t matrices[4];
-        pack_matrices<Stored>(values + h * kPieceWord, matrices);
-        ptx::stmatrix_4(staging + filters_offset(kSize, 8 * h, matrix_position<kPhases>(target_.lane)),
-                        matrices, true);
-      }
-    } else {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-#pragma unroll
-        for (int i = 0; i < kPieceWord; ++i) {
-          const std::int32_t pixel = piece_position<kPhases>(target_.lane % 4, i);
-          ptx::store_shared(staging + filters_offset(kSize, target_.lane / 4 + 8 * h, pixel),
-                            values[h * kPieceWord + i]);
-        }
-      }
+    for (int h = 0; h < 2; ++h) {
+      std::uint32_t matrices[4];
+      pack_matrices<Stored>(values + h * kPieceWord, matrices);
+      ptx::stmatrix_4(staging + filters_offset(8 * h, matrix_position<kPhases>(target_.lane)), matrices,
+                      true);
     }
   }
 
-  __device__ __forceinline__ void read(const std::int32_t* offsets) {
+  __device__ __forceinline__ void read(int place, const std::int32_t* offsets) {
 #pragma unroll
     for (int turn = 0; turn < kTurns; ++turn) {
       const auto [filter, pixel] = elements(turn);
       offsets_[turn] = offsets[pixel];
-      words_[turn] = *reinterpret_cast<const uint4*>(target_.staging + filters_offset(kSize, filter, pixel));
+      words_[turn] = *reinterpret_cast<const uint4*>(target_.staging + place + filters_offset(filter, pixel));
     }
   }
 
@@ -83,6 +73,37 @@ class FilterStore {
   Stored* const to_;
   std::int32_t offsets_[kTurns];
   uint4 words_[kTurns];
+};
+
+// One filter at a time, straight from the registers: of 32-bit elements eight lanes write a sector, and what
+// goes through staging memory waits for it longer than that takes.
+template <int kPhases>
+class SingleFilterStore {
+ public:
+  __device__ __forceinline__ explicit SingleFilterStore(const StoreTarget<float>& target)
+      : target_(target), to_(target.filter(target.lane / 4)) {}
+
+  __device__ __forceinline__ void put(int piece, bool, const float (&values)[kPieceAccumulators]) const {
+    const std::int32_t* const offsets = target_.offsets + piece * kPiecePixels;
+#pragma unroll
+    for (int i = 0; i < kPieceWord; i += 2) {
+      const auto pair =
+          *reinterpret_cast<const int2*>(offsets + piece_position<kPhases>(target_.lane % 4, i));
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const std::int32_t offset = j == 0 ? pair.x : pair.y;
+        if (offset < 0) continue;
+        float* const to = to_ + static_cast<std::uint32_t>(offset);
+        ptx::store_global(to, values[i + j]);
+        ptx::store_global(to + 8, values[kPieceWord + i + j]);
+      }
+    }
+  }
+  __device__ __forceinline__ void finish(int) const {}
+
+ private:
+  const StoreTarget<float> target_;
+  float* const to_;
 };
 
 // kWidth pixels at a time, of runs of two pieces, half of whose filters are read and stored at a time: what

@@ -1,14 +1,16 @@
 // A GroupNorm's statistics, taken of the accumulators of a tile and merged over the tiles of an image.
 //
-// Each warp writes the mean of each of its filters over the positions that the tile stores, and the sum of
-// squared distances from that mean, taken on a second pass over registers: nothing is lost where a mean is
-// far from zero. Then it counts the tile as arrived. Of every image and group one warp of all blocks waits
-// for all tiles and merges them, in their order and in float64, into what the normalising steps read.
+// Each warp takes the mean of each of its filters over the positions that the tile stores, and the sum of
+// squared distances from that mean, on a second pass over registers: nothing is lost where a mean is far from
+// zero. The warpgroup merges those of a segment, filters of the same group that it has, and publishes them.
+// Who normalises waits for what all tiles of the image have published, and merges it in the order of tiles
+// and in float64: consumers each for themselves, since whoever did it for all would be two trips through the
+// memory farther away.
 #pragma once
 
 #include "device/elements.h"
-#include "device/ptx/global_counter.h"
-#include "sm90/conv_chunk.h"
+#include "device/ptx/published_words.h"
+#include "sm90/tile_memory.h"
 
 namespace epiconv::sm90 {
 
@@ -26,39 +28,40 @@ __device__ __forceinline__ T sum_of_lanes(T value) {
 template <int kPhases>
 class TileStatistics {
  public:
-  // `filter` is the warp's first; `run` the tile's among all runs of all images.
-  __device__ __forceinline__ TileStatistics(const NormParameters& norm, const TileTables& tables,
-                                            std::int32_t run, std::int32_t filter, int lane)
-      : norm_(norm), tables_(tables), run_(run), filter_(filter), lane_(lane) {}
-
-  __device__ __forceinline__ void write(float (&accumulators)[kAccumulators]) const {
-    if (filter_ >= tables_.g.filters) return;
+  // Takes the means.
+  __device__ __forceinline__ TileStatistics(const TileTables& tables, int lane,
+                                            float (&accumulators)[kAccumulators])
+      : tables_(tables), lane_(lane) {
     const float zeros[2] = {};
     float sums[2] = {};
-    const float count = sum_of_lanes<4>(static_cast<float>(replace_dropped(zeros, accumulators)));
+    count_ = sum_of_lanes<4>(static_cast<float>(replace_dropped(zeros, accumulators)));
     add(accumulators, [](float value, int) { return value; }, sums);
-    float means[2];
 #pragma unroll
-    for (int h = 0; h < 2; ++h) means[h] = count > 0 ? sum_of_lanes<4>(sums[h]) / count : 0.0f;
-    replace_dropped(means, accumulators);
+    for (int h = 0; h < 2; ++h) means_[h] = count_ > 0 ? sum_of_lanes<4>(sums[h]) / count_ : 0.0f;
+  }
+
+  // Whether a value is NaN, or infinities are of both signs.
+  __device__ __forceinline__ bool are_nan() const { return means_[0] != means_[0] || means_[1] != means_[1]; }
+
+  // Leaves them where the warpgroup merges them.
+  __device__ __forceinline__ void keep(const TileMemory& memory, int warp,
+                                       float (&accumulators)[kAccumulators]) const {
+    replace_dropped(means_, accumulators);
     float squares[2] = {};
     add(
         accumulators,
         [&](float value, int h) {
-          const float distance = value - means[h];
+          const float distance = value - means_[h];
           return distance * distance;
         },
         squares);
-#pragma unroll
-    for (int h = 0; h < 2; ++h) squares[h] = sum_of_lanes<4>(squares[h]);
-    const std::int64_t row = static_cast<std::int64_t>(run_) * tables_.g.output_rows() + tables_.row_phase;
-    if (lane_ == 0 && filter_ == 0) norm_.counts[row] = count;
-    const int filter = filter_ + lane_ / 4;
-    float2* const to = norm_.partials + row * tables_.g.filters + filter;
+    float2* const to = memory.statistics + warp * kWarpFilters + lane_ / 4;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (lane_ % 4 == 0 && filter + 8 * h < tables_.g.filters) to[8 * h] = {means[h], squares[h]};
+      squares[h] = sum_of_lanes<4>(squares[h]);
+      if (lane_ % 4 == 0) to[8 * h] = {means_[h], squares[h]};
     }
+    if (lane_ == 0) memory.counts[warp] = count_;
   }
 
  private:
@@ -104,73 +107,171 @@ class TileStatistics {
     return count;
   }
 
-  const NormParameters& norm_;
   const TileTables& tables_;
-  const std::int32_t run_, filter_;
   const int lane_;
+  float count_, means_[2];
 };
 
-// By one warp, of which all lanes call it: the statistics of a group of an image, from all of its tiles.
-__device__ __forceinline__ void merge_group(const NormParameters& norm, std::int32_t filters,
-                                            std::int32_t image, std::int32_t group, int lane) {
-  const std::int64_t first = static_cast<std::int64_t>(image) * norm.image_rows;
-  const float2* const partials = norm.partials + first * filters + group * norm.group_channels;
-  const float* const counts = norm.counts + first;
-  // Calls visitor(count, mean, squares) with this lane's share of the partial results.
-  const auto visit = [&](auto&& visitor) {
-    for (std::int32_t row = lane; row < norm.image_rows; row += 32) {
-      const double count = __ldcg(counts + row);
-      const float2* const from = partials + static_cast<std::int64_t>(row) * filters;
-      for (std::int32_t channel = 0; channel < norm.group_channels; ++channel) {
-        const float2 partial = __ldcg(from + channel);
-        visitor(count, static_cast<double>(partial.x), static_cast<double>(partial.y));
-      }
+// By a warpgroup whose warps have all kept theirs: what a tile adds to `row` of an image's partial results.
+// `share_group` is the number of the warpgroup's filters among groups of share_filters().
+__device__ __forceinline__ void publish_statistics(const NormParameters& norm, const HaloGeometry& g,
+                                                   const TileMemory& memory, std::int64_t row,
+                                                   std::int32_t share_group, int thread) {
+  const std::int32_t filters = norm.segment_filters, first = thread * filters;
+  const std::int32_t before = share_group * norm.share_segments;  // segments
+  if (first >= min(g.share_filters(), g.filters - share_group * g.share_filters())) return;
+  const float pivot = memory.statistics[first].x;
+  float count = 0, sum = 0, squares = 0;
+  for (int joint = 0; joint < g.joint_rows; ++joint) {
+    const float of_filter = memory.counts[joint * g.share_filters() / kWarpFilters];
+    const float2* const from = memory.statistics + joint * g.share_filters() + first;
+    for (int i = 0; i < filters; ++i) {
+      const float distance = from[i].x - pivot, weighted = of_filter * distance;
+      count += of_filter;
+      sum += weighted;
+      squares += from[i].y + weighted * distance;
     }
-  };
-  double count = 0, sum = 0;
-  visit([&](double of_row, double mean, double) {
-    count += of_row;
-    sum += of_row * mean;
-  });
-  count = sum_of_lanes<32>(count);
-  const double mean = sum_of_lanes<32>(sum) / count;
-  double squares = 0;
-  visit([&](double of_row, double mean_of_row, double squares_of_row) {
-    const double distance = mean_of_row - mean;
-    squares += squares_of_row + of_row * distance * distance;
-  });
-  const double scale = rsqrt(sum_of_lanes<32>(squares) / count + norm.epsilon);
-  for (std::int32_t i = lane; i < norm.group_channels; i += 32) {
-    const std::int32_t channel = group * norm.group_channels + i;
-    double weight = 1.0, shift = 0.0;
-    if (norm.weight != nullptr) {
-      weight = load_element<double>(norm.weight, norm.weight_dtype, channel * norm.weight_stride);
-    }
-    if (norm.shift != nullptr) {
-      shift = load_element<double>(norm.shift, norm.shift_dtype, channel * norm.shift_stride);
-    }
-    const std::int64_t to = static_cast<std::int64_t>(image) * filters + channel;
-    // What the mean loses when it is rounded goes to the shift.
-    const float rounded = static_cast<float>(-mean);
-    norm.means[to] = rounded;
-    norm.scales[to] = static_cast<float>(scale * weight);
-    norm.shifts[to] = static_cast<float>(shift - (rounded + mean) * scale * weight);
+  }
+  const float distance = count > 0 ? sum / count : 0.0f;
+  ptx::publish(norm.partials + row * norm.segments + before + thread, pivot + distance,
+               squares - sum * distance);
+  if (share_group == 0 && thread == 0) ptx::publish(norm.counts + row, count);
+}
+
+// By one thread of a warpgroup: until all tiles of an image have been published, about.
+__device__ __forceinline__ void wait_for_statistics(const NormParameters& norm, std::int32_t image) {
+  const ptx::PatientWait wait("statistics of image", image);
+  for (bool all = false; !all; wait.go_on(all)) {
+    all = ptx::load_counter(norm.arrived + image) == norm.all_arrived;
   }
 }
 
-// By warp 0 of every block, which has groups of images of its own: waits for each until all blocks have
-// taken its statistics.
-__device__ __forceinline__ void merge_statistics(const NormParameters& norm, std::int32_t images,
-                                                 std::int32_t filters, int lane) {
-  for (std::int64_t number = blockIdx.x; number < static_cast<std::int64_t>(images) * norm.groups;
-       number += gridDim.x) {
-    const auto image = static_cast<std::int32_t>(number / norm.groups);
-    ptx::wait_for_count(norm.arrived + image, norm.all_arrived, "statistics", image);
-    merge_group(norm, filters, image, static_cast<std::int32_t>(number - image * std::int64_t{norm.groups}),
-                lane);
-    __syncwarp();
-    if (lane == 0) ptx::release_add(norm.merged + image, 1);
+// What normalises a filter: v = (v + -mean) * scale + shift.
+struct Normalisation {
+  float negated_mean, scale, shift;
+};
+
+// Merges the partial results of an image, in the order of its tiles, for the groups of filters from `first`
+// up to `end`, by `threads` threads, whole warps; groups are at most half as many. Calls write(filter,
+// normalisation), once for each filter.
+class GroupMerge {
+ public:
+  __device__ __forceinline__ GroupMerge(const NormParameters& norm, std::int32_t image, std::int32_t first,
+                                        std::int32_t end, int thread, int threads)
+      : norm_(norm), first_(first), end_(end) {
+    const auto first_group = static_cast<std::int32_t>(norm.group_filters.quotient(first));
+    const std::int32_t groups =
+        static_cast<std::int32_t>(norm.group_filters.quotient(end - 1)) + 1 - first_group;
+    int shift = 5;
+    while (groups << shift > threads) --shift;
+    lanes_ = 1 << shift;
+    const std::int32_t number = thread >> shift;
+    group_ = first_group + number;
+    lane_ = thread & (lanes_ - 1);
+    rows_ = number < groups ? norm.image_rows : 0;
+    const std::int64_t before = static_cast<std::int64_t>(image) * norm.image_rows;
+    counts_ = norm.counts + before;
+    partials_ = norm.partials + before * norm.segments + group_ * norm.group_segments;
   }
-}
+
+  // Calls write(filter, normalisation) with what affine(filter) returns made into that, once for each filter.
+  template <typename GetAffine, typename Write>
+  __device__ __forceinline__ void run(GetAffine&& affine, Write&& write) {
+    const auto filters = static_cast<std::int32_t>(norm_.group_filters.divisor);
+    // Distances are from a mean of one tile, so that their squares lose nothing where means are far from
+    // zero.
+    double pivot = 0, sum = 0, squares = 0;
+    bool has_pivot = false;
+    visit([&](double count, double mean, double of_squares) {
+      if (!has_pivot) {
+        pivot = __shfl_sync(0xFFFFFFFF, mean, 0, lanes_);
+        has_pivot = true;
+      }
+      const double distance = mean - pivot;
+      sum += count * distance;
+      squares += of_squares + count * distance * distance;
+    });
+    for (int distance = 1; distance < lanes_; distance *= 2) {
+      sum += __shfl_xor_sync(0xFFFFFFFF, sum, distance);
+      squares += __shfl_xor_sync(0xFFFFFFFF, squares, distance);
+    }
+    const double distance = sum * norm_.inverse_count, mean = pivot + distance;
+    double variance = squares - sum * distance;
+    if (variance < 0.0) variance = 0.0;
+    const double scale = inverse_root(variance * norm_.inverse_count + norm_.epsilon);
+    if (rows_ == 0) return;
+    // What the mean loses when it is rounded goes to the shift.
+    const float rounded = static_cast<float>(-mean);
+    for (std::int32_t i = lane_; i < filters; i += lanes_) {
+      const std::int32_t filter = group_ * filters + i;
+      if (filter < first_ || filter >= end_) continue;
+      const auto [weight, shift] = affine(filter);
+      write(filter, Normalisation{rounded, static_cast<float>(scale * weight),
+                                  static_cast<float>(shift - (rounded + mean) * scale * weight)});
+    }
+  }
+
+ private:
+  static constexpr int kBatch = 4;  // loaded at a time
+
+  // 1 / sqrt(x) to 2^-40 or so, of which float32 is made: a step of Newton's from that of float32, where it
+  // has one, in a fraction of the time of rsqrt(double).
+  static __device__ __forceinline__ double inverse_root(double x) {
+    if (!(x > 1e-30 && x < 1e30)) return rsqrt(x);
+    const double root = rsqrtf(static_cast<float>(x));
+    return root * (1.5 - 0.5 * x * root * root);
+  }
+
+  // The lane's share of the group's partial results, those numbered lane, lane + lanes_ … among all
+  // [row][segment]. Calls visitor(count, mean, squares) with each; with zeros where there are none any more.
+  template <typename Visitor>
+  __device__ __forceinline__ void visit(Visitor&& visitor) const {
+    const std::int32_t segments = norm_.group_segments;
+    const std::int32_t row_step = segments == 1 ? lanes_ : lanes_ / segments;
+    const std::int32_t segment_step = lanes_ - row_step * segments;
+    std::int32_t row = segments == 1 ? lane_ : lane_ / segments, segment = lane_ - row * segments;
+    while (__any_sync(0xFFFFFFFF, row < rows_)) {
+      float counts[kBatch];
+      float2 values[kBatch];
+      const std::int32_t first_row = row, first_segment = segment;
+      const ptx::PatientWait wait("partial results of row", row);
+      for (bool all = false; !all; wait.go_on(all)) {
+        all = true;
+        row = first_row;
+        segment = first_segment;
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          counts[i] = 0;
+          values[i] = {};
+          if (row < rows_) {
+            counts[i] = ptx::load_published(counts_ + row);
+            values[i] = ptx::load_published(partials_ + row * norm_.segments + segment);
+          }
+          row += row_step;
+          segment += segment_step;
+          if (segment >= segments) {
+            segment -= segments;
+            ++row;
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          all = all && ptx::is_published(counts[i]) && ptx::is_published(values[i].x) &&
+                ptx::is_published(values[i].y);
+        }
+        all = __all_sync(0xFFFFFFFF, all);
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) visitor(counts[i], values[i].x, values[i].y);
+    }
+  }
+
+  const NormParameters& norm_;
+  const std::int32_t first_, end_;
+  std::int32_t lanes_;  // of a group
+  std::int32_t group_, lane_, rows_;
+  const float* counts_;
+  const float2* partials_;  // the group's, of the image
+};
 
 }  // namespace epiconv::sm90

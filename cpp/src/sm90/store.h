@@ -30,22 +30,21 @@ class TileStore {
         warp_filter_(kMayBeJoint ? WarpRows::of(tables.g, warp.index).filter : warp.index * kWarpFilters),
         lane_(ptx::lane_here()) {}
 
-  // Leaves in the accumulators what the program makes of them, all of it or what comes before its GroupNorm.
-  template <Part kPart>
-  __device__ __forceinline__ void compute(float (&accumulators)[kAccumulators]) const {
-    if constexpr (!Evaluator::kTakesFoldedSteps) {
+  // Leaves in the accumulators what a part of the program makes of them.
+  __device__ __forceinline__ void compute(Part part, float (&accumulators)[kAccumulators]) const {
+    if constexpr (Evaluator::kIsStatic) {
       float ones[kNumOperandPlaces][2];
       load_ones(ones);
 #pragma unroll
       for (int piece = 0; piece < kPieces; ++piece) {
         float values[kPieceAccumulators];
         take<false>(accumulators, piece, values);
-        evaluate<kPart>(piece, ones, values);
+        evaluate(part, piece, ones, values);
         put_back<false>(values, piece, accumulators);
       }
     } else if (pass_.runs_in_place) {
-      run_in_place(pass_, kPart == Part::kAll ? pass_.num_steps : pass_.num_before_norm,
-                   tables_.of_filters + warp_filter_ + lane_ / 4, accumulators);
+      run_in_place(pass_, PartSteps::of(part, pass_), tables_.of_filters + warp_filter_ + lane_ / 4,
+                   accumulators);
     } else {
 #pragma unroll 1
       for (int piece = 0; piece < kPieces; ++piece) {
@@ -54,7 +53,7 @@ class TileStore {
         for (int c = 0; c < kPieces; ++c) {
           if (c == piece) take<true>(accumulators, c, values);
         }
-        evaluate<kPart>(piece, nullptr, values);
+        evaluate(part, piece, nullptr, values);
 #pragma unroll
         for (int c = 0; c < kPieces; ++c) {
           if (c == piece) put_back<true>(values, c, accumulators);
@@ -69,19 +68,19 @@ class TileStore {
     store_all(accumulators, [](int, float (&)[kPieceAccumulators]) {});
   }
 
-  __device__ __forceinline__ void run(float (&accumulators)[kAccumulators]) const {
+  // Stores what a part of the program makes of them.
+  __device__ __forceinline__ void run(Part part, float (&accumulators)[kAccumulators]) const {
     if (stores_nothing()) return;
-    if constexpr (!Evaluator::kTakesFoldedSteps) {
+    if constexpr (Evaluator::kIsStatic) {
       float ones[kNumOperandPlaces][2];
       load_ones(ones);
-      store_all(accumulators, [&](int piece, float (&values)[kPieceAccumulators]) {
-        evaluate<Part::kAll>(piece, ones, values);
-      });
+      store_all(accumulators,
+                [&](int piece, float (&values)[kPieceAccumulators]) { evaluate(part, piece, ones, values); });
     } else if (pass_.runs_in_place) {
-      compute<Part::kAll>(accumulators);
+      compute(part, accumulators);
       store(accumulators);
     } else {
-      store_each(accumulators);
+      store_each(part, accumulators);
     }
   }
 
@@ -128,27 +127,26 @@ class TileStore {
     }
   }
 
-  template <Part kPart>
-  __device__ __forceinline__ void evaluate(int piece, const float (*ones)[2],
+  __device__ __forceinline__ void evaluate(Part part, int piece, const float (*ones)[2],
                                            float (&values)[kPieceAccumulators]) const {
     using Shape = typename Evaluator::Shape;
 #pragma unroll
-    for (int part = 0; part < kPieceWord; part += Shape::kWord) {
+    for (int begin = 0; begin < kPieceWord; begin += Shape::kWord) {
       const Chunk<Shape> chunk{pass_,
                                tables_,
                                warp_filter_ + lane_ / 4,
                                group_,
-                               piece * kPiecePixels + piece_position<kPhases>(lane_ % 4, part),
+                               piece * kPiecePixels + piece_position<kPhases>(lane_ % 4, begin),
                                ones};
       float mine[Shape::kCount];
 #pragma unroll
       for (int i = 0; i < Shape::kCount; ++i) {
-        mine[i] = values[i / Shape::kWord * kPieceWord + part + i % Shape::kWord];
+        mine[i] = values[i / Shape::kWord * kPieceWord + begin + i % Shape::kWord];
       }
-      Evaluator::template run<kPart>(chunk, mine);
+      Evaluator::run(part, chunk, mine);
 #pragma unroll
       for (int i = 0; i < Shape::kCount; ++i) {
-        values[i / Shape::kWord * kPieceWord + part + i % Shape::kWord] = mine[i];
+        values[i / Shape::kWord * kPieceWord + begin + i % Shape::kWord] = mine[i];
       }
     }
   }
@@ -190,6 +188,8 @@ class TileStore {
         visitor(PixelStore<Stored, 1, kPhases>(to));
       } else if (pass_.store == StoreKind::kPairsOfPixels) {
         visitor(PixelStore<Stored, 2, kPhases>(to));
+      } else if constexpr (sizeof(Stored) == sizeof(float)) {
+        visitor(SingleFilterStore<kPhases>(to));
       } else {
         visitor(FilterStore<Stored, kPhases>(to));
       }
@@ -212,7 +212,7 @@ class TileStore {
   }
 
   // The same with an interpreter, whose code is too long to stand here for each piece or each way to store.
-  __device__ __forceinline__ void store_each(const float (&accumulators)[kAccumulators]) const {
+  __device__ __forceinline__ void store_each(Part part, const float (&accumulators)[kAccumulators]) const {
 #pragma unroll 1
     for (int piece = 0; piece < kPieces; ++piece) {
       float values[kPieceAccumulators];
@@ -221,7 +221,7 @@ class TileStore {
         if (c != piece) continue;
         take<true>(accumulators, c, values);
       }
-      evaluate<Part::kAll>(piece, nullptr, values);
+      evaluate(part, piece, nullptr, values);
       visit_store([&](auto store) {
         store.put(piece, true, values);
         store.finish(piece);
