@@ -1,6 +1,7 @@
 // A sum with the bias and one more operand, bounds, and a factor: what a program of sums, clamps and products
 // by numbers folds into (fold_steps.h), the recipe with a transposed convolution among them. Of a filter both
-// operands are added first, a rounding apart from one after the other, far below those of the products.
+// operands are added first: a rounding apart from one after the other, far below those of the products, and
+// infinite where they alone overflow.
 #pragma once
 
 #include <vector>

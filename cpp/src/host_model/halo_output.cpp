@@ -63,9 +63,9 @@ void OutputTiles::store(const Tile& tile, std::int32_t sharer, const Accumulator
     if (kind_ == StoreKind::kSectors && left >= kWarpFilters) {
       store_sectors(staging, pairs, to + std::min(tile.offset, g_.out_width), warp, accumulators);
     } else if (kind_ == StoreKind::kQuadsOfPixels && left >= kWarpFilters) {
-      store_quads(offsets, to, warp, accumulators);
+      store_registers(4, offsets, to, warp, accumulators);
     } else if (kind_ == StoreKind::kFilters && run_.output_bytes == 4 && left >= kWarpFilters) {
-      store_single_filters(offsets, to, warp, accumulators);
+      store_registers(1, offsets, to, warp, accumulators);
     } else {
       store_pieces(left < kWarpFilters ? StoreKind::kPixels : kind_, staging, offsets, to, left, warp,
                    accumulators);
@@ -258,41 +258,23 @@ void OutputTiles::store_pieces(StoreKind kind, std::uint32_t staging, std::uint3
   }
 }
 
-// Four pixels of a lane at a time, past staging memory.
-void OutputTiles::store_quads(std::uint32_t offsets, std::int64_t to, std::int32_t warp,
-                              const Accumulators& accumulators) {
+// `width` pixels of a lane at a time, past staging memory, of elements of 32 bits.
+void OutputTiles::store_registers(std::int32_t width, std::uint32_t offsets, std::int64_t to,
+                                  std::int32_t warp, const Accumulators& accumulators) {
   for (std::int32_t piece = 0; piece < sm90::kPieces; ++piece) {
     PieceValues values;
     take_piece(accumulators, warp, piece, values);
     for (std::int32_t lane = 0; lane < 32; ++lane) {
-      for (std::int32_t i = 0; i < kPieceAccumulators; i += 4) {
-        const std::int32_t position = piece * kPiecePixels + piece_position(lane, i % kWord);
+      for (std::int32_t i = 0; i < kPieceAccumulators; i += width) {
+        const std::int32_t first = piece_position(lane, i % kWord), position = piece * kPiecePixels + first;
+        require(piece_position(lane, i % kWord + width - 1) == first + width - 1, width,
+                " values of a lane do not lie side by side");
+        // Offsets of two positions are read at a time.
+        require(position % 2 == i % 2, "two values of a lane do not lie side by side");
         std::int32_t offset;
         std::memcpy(&offset, shared_.at(offsets + static_cast<std::uint32_t>(position * 4), 4), 4);
         if (offset < 0) continue;
-        require(piece_position(lane, i % kWord + 3) == piece_position(lane, i % kWord) + 3,
-                "four values of a lane do not lie side by side");
-        output_.write(to + offset + (lane / 4 + i / kWord * 8) * layout_.strides[1], 4, 4,
-                      reinterpret_cast<const std::uint8_t*>(&values[lane][i]));
-      }
-    }
-  }
-}
-
-// One value of a lane at a time, past staging memory.
-void OutputTiles::store_single_filters(std::uint32_t offsets, std::int64_t to, std::int32_t warp,
-                                       const Accumulators& accumulators) {
-  for (std::int32_t piece = 0; piece < sm90::kPieces; ++piece) {
-    PieceValues values;
-    take_piece(accumulators, warp, piece, values);
-    for (std::int32_t lane = 0; lane < 32; ++lane) {
-      for (std::int32_t i = 0; i < kPieceAccumulators; ++i) {
-        const std::int32_t position = piece * kPiecePixels + piece_position(lane, i % kWord);
-        require(i % 2 == 0 || position % 2 == 1, "two values of a lane do not lie side by side");
-        std::int32_t offset;
-        std::memcpy(&offset, shared_.at(offsets + static_cast<std::uint32_t>(position * 4), 4), 4);
-        if (offset < 0) continue;
-        output_.write(to + offset + lane / 4 + i / kWord * 8, 1, 4,
+        output_.write(to + offset + (lane / 4 + i / kWord * 8) * layout_.strides[1], width, 4,
                       reinterpret_cast<const std::uint8_t*>(&values[lane][i]));
       }
     }

@@ -51,10 +51,8 @@ class OutputTiles {
                              std::int32_t first_row, std::int32_t sharer, std::int32_t joint);
   void store_pieces(sm90::StoreKind kind, std::uint32_t staging, std::uint32_t offsets, std::int64_t to,
                     std::int32_t filters, std::int32_t warp, const Accumulators& accumulators);
-  void store_quads(std::uint32_t offsets, std::int64_t to, std::int32_t warp,
-                   const Accumulators& accumulators);
-  void store_single_filters(std::uint32_t offsets, std::int64_t to, std::int32_t warp,
-                            const Accumulators& accumulators);
+  void store_registers(std::int32_t width, std::uint32_t offsets, std::int64_t to, std::int32_t warp,
+                       const Accumulators& accumulators);
   std::uint32_t fill_pairs(const sm90::Tile& tile, std::int32_t sharer);
   void store_sectors(std::uint32_t staging, std::uint32_t pairs, std::int64_t to, std::int32_t warp,
                      const Accumulators& accumulators);

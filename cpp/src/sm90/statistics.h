@@ -4,8 +4,7 @@
 // squared distances from that mean, on a second pass over registers: nothing is lost where a mean is far from
 // zero. The warpgroup merges those of a segment, filters of the same group that it has, and publishes them.
 // Who normalises waits for what all tiles of the image have published, and merges it in the order of tiles
-// and in float64: consumers each for themselves, since whoever did it for all would be two trips through the
-// memory farther away.
+// and in float64, consumers each for themselves.
 #pragma once
 
 #include "device/elements.h"
