@@ -93,17 +93,14 @@ class Consumer {
     return TileMemory::at(memory_ + g_.tile_memory_offset + consumer * tile_memory_bytes(g_.joint_rows));
   }
 
-  // A walk that lies in memory is that of all lanes, which read it before any of them writes it.
+  // A walk that lies in memory is that of all lanes, and one of them advances it.
   static __device__ __forceinline__ void advance(Walk& walk, const BlockTiles& tiles) {
     if constexpr (!kMayHaveNorm) {
       walk.advance(tiles);
       return;
     }
     __syncwarp();
-    Walk next = walk;
-    next.advance(tiles);
-    __syncwarp();
-    walk = next;
+    if (ptx::lane_here() == 0) walk.advance(tiles);
     __syncwarp();
   }
 
@@ -137,7 +134,6 @@ class Consumer {
     }
     if (group != held_group_) {
       memory.fill_of_filters(pass, g_, group, 0, 0, pass.num_of_all_images, thread);
-      if constexpr (kMayHaveNorm) memory.fill_affine(p_.norm, g_, group, thread);
       normed_image_ = -1;
     }
     if (kMayHaveNorm && (image != held_image_ || group != held_group_)) {
@@ -162,31 +158,36 @@ class Consumer {
   __device__ __forceinline__ void publish(const Walk& walk, const Share& share) const {
     if constexpr (!kMayHaveNorm) return;
     warp_.sync_group();
+    const NormParameters& norm = p_.norm;
     const std::int64_t run = g_.filter_tiles.quotient(walk.number);
-    publish_statistics(p_.norm, g_, tile_memory(), run * g_.phases_h + share.row_phase, share.group,
+    publish_statistics(norm, g_, tile_memory(), run * g_.phases_h + share.row_phase, share.group,
                        thread_here());
-    if (in_one_kernel(p_.norm.plan) && thread_here() == 0) ptx::count_up(p_.norm.arrived + walk.tile.raster);
+    if (!in_one_kernel(norm.plan)) return;
+    const std::int32_t image = walk.tile.raster;
+    if (!warp_.any_of_group(thread_here() == 0 && is_last_of_image(norm, image))) return;
+    constexpr int kGroups = kConsumerThreads / 2;  // at a time
+    for (int first = 0; first < norm.groups; first += kGroups) {
+      GroupMerge(norm, image, first, min(kGroups, norm.groups - first), thread_here(), kConsumerThreads)
+          .run(g_.filters);
+    }
   }
 
   // When the statistics of the tile's image are complete. By the whole group.
   __device__ __forceinline__ void fill_of_norm(const Walk& walk, std::int32_t group) {
     if constexpr (!kMayHaveNorm) return;
-    if (normed_image_ == walk.tile.raster) return;
-    normed_image_ = walk.tile.raster;
-    const std::int32_t end = min(group + g_.share_filters(), g_.filters);
-    const TileMemory memory = tile_memory();
-    if (thread_here() == 0) wait_for_statistics(p_.norm, normed_image_);
-    __syncwarp();
-    warp_.sync_group();  // also with the warps that still store the last tile
-    if (group < end) {
-      GroupMerge merge(p_.norm, normed_image_, group, end, thread_here(), kConsumerThreads);
-      merge.run([&](std::int32_t filter) { return memory.affine[filter - group]; },
-                [&](std::int32_t filter, const Normalisation& normalisation) {
-                  float* const to = memory.of_filters + filter - group;
-                  to[kMeanOperand * kGroupFilters] = normalisation.negated_mean;
-                  to[kScaleOperand * kGroupFilters] = normalisation.scale;
-                  to[kShiftOperand * kGroupFilters] = normalisation.shift;
-                });
+    const std::int32_t image = walk.tile.raster;
+    if (normed_image_ == image) return;
+    normed_image_ = image;
+    const int thread = thread_here();
+    const std::int32_t filters = min(g_.share_filters(), g_.filters - group);
+    warp_.sync_group();  // with the warps that still store the last tile
+    if (thread < filters) {
+      const std::int64_t at = static_cast<std::int64_t>(image) * g_.filters + group + thread;
+      const Normalisation found = Normalisation::wait_for(p_.norm, image, at);
+      float* const to = tile_memory().of_filters + thread;
+      to[kMeanOperand * kGroupFilters] = found.negated_mean;
+      to[kScaleOperand * kGroupFilters] = found.scale;
+      to[kShiftOperand * kGroupFilters] = found.shift;
     }
     warp_.sync_group();
   }
@@ -206,10 +207,10 @@ class Consumer {
         TileStore<Evaluator>(p_, tables, group, warp_).compute(Part::kBeforeNorm, accumulators);
       }
       if (has_statistics(visit)) {
-        const TileStatistics<kPhases> statistics(tables, ptx::lane_here(), accumulators);
+        TileStatistics<kPhases> statistics(tables, ptx::lane_here(), accumulators);
         if (statistics_tell && repeats(statistics.are_nan())) return false;
         if (is_whole && !may_repeat) warp_.sync_group();  // with the warp that publishes the last tile's
-        statistics.keep(tile_memory(), warp_.index, accumulators);
+        statistics.keep(tile_memory(), warp_.index, p_.norm.segment_filters);
       }
       if (may_repeat) mainloop_.release_slot();
     }

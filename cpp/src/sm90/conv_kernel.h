@@ -18,7 +18,8 @@
 //   weight producer -- stage_full --> its consumer    -- stage_empty --> weight producer
 //   consumer        -- turn -->       other consumer
 // and, of a GroupNorm, across all blocks (statistics.h):
-//   consumers       -- partial results --> consumers
+//   consumers       -- partial results -->      the one that is the last of an image
+//   the last one    -- what normalises it -->   the consumers of that image
 #pragma once
 
 #include "sm90/consumer.h"

@@ -48,16 +48,16 @@ struct NormParameters {
   std::int32_t image_rows;  // of partial results: runs of an image, times row phases
   float2* partials;         // [image][run][row phase][segment]: mean, squared distances from it
   float* counts;            // [image][run][row phase]: elements of a segment
-  // In one kernel. [image]: how many of its tiles have been published, about, and one less.
+  // In one kernel. [image]: how many of its tiles have been published, and one less; what the last one finds.
   std::uint32_t* arrived;
-  std::uint32_t all_arrived;
+  std::uint32_t last_arrives;
   double epsilon;
   double inverse_count;  // of a group's elements
   const void* weight;    // of the affine, or nullptr
   const void* shift;
   DType weight_dtype, shift_dtype;
   std::int64_t weight_stride, shift_stride;
-  // [image][filter], for the pass behind NormPlan::kOfStored
+  // [image][filter]
   float* negated_means;
   float* scales;
   float* shifts;

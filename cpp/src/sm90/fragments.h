@@ -127,20 +127,19 @@ EPICONV_HOST_DEVICE bool boxes_lie_in_rows(const HaloGeometry& g, std::int32_t s
 struct BoxTarget {
   std::int32_t n, p, q;
 
-  // Of the tile's positions from `position` on; `image` is that of the tile's first.
+  // Of the tile's positions from `position` on; `image` is that of the tile's first. Without a division,
+  // which the warp that stores a box would keep the others waiting for.
   EPICONV_HOST_DEVICE static BoxTarget of(const HaloGeometry& g, const Tile& tile, std::int32_t row_phase,
                                           std::int32_t image, std::int32_t position) {
-    const std::int32_t first = tile.offset + (position >> g.interleave);
-    const std::int32_t row = g.pitch.quotient(first);
+    const auto pitch = static_cast<std::int32_t>(g.pitch.divisor);
+    const auto image_rows = static_cast<std::int32_t>(g.image_rows.divisor);
     const std::int32_t images_before = image - tile.raster * g.images_per_raster;
-    BoxTarget to{image,
-                 tile.first_row + row - images_before * static_cast<std::int32_t>(g.image_rows.divisor),
-                 (first - row * static_cast<std::int32_t>(g.pitch.divisor)) * g.phases_w};
-    while (to.p >= static_cast<std::int32_t>(g.image_rows.divisor)) {
-      to.p -= static_cast<std::int32_t>(g.image_rows.divisor);
-      ++to.n;
-    }
+    BoxTarget to{image, tile.first_row - images_before * image_rows,
+                 tile.offset + (position >> g.interleave)};
+    for (; to.q >= pitch; to.q -= pitch) ++to.p;
+    for (; to.p >= image_rows; to.p -= image_rows) ++to.n;
     to.p = to.p * g.phases_h + row_phase;
+    to.q *= g.phases_w;
     return to;
   }
 };

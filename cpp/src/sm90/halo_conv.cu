@@ -186,7 +186,7 @@ struct HaloConv::State {
     norm.share_segments = problem.geometry.share_filters() / norm.segment_filters;
     norm.group_segments = filters / norm.segment_filters;
     norm.image_rows = static_cast<std::int32_t>(layout.image_rows);
-    norm.all_arrived = static_cast<std::uint32_t>(layout.image_tiles * problem.geometry.sharers - 1);
+    norm.last_arrives = static_cast<std::uint32_t>(layout.image_tiles * problem.geometry.sharers - 2);
     norm.epsilon = from.epsilon;
     norm.inverse_count = 1.0 / (1.0 * filters * problem.geometry.out_height * problem.geometry.out_width);
     norm.weight_dtype = from.weight_dtype;

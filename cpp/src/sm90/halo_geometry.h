@@ -58,10 +58,10 @@ inline constexpr int kNumFilterOperands = 16;  // as many as there are places fo
 // piece whose filters lie side by side; or a run of pixels, of elements of so many bytes (fragments.h).
 EPICONV_HOST_DEVICE constexpr int filters_staging_bytes() { return 4096; }
 EPICONV_HOST_DEVICE constexpr int pixels_staging_bytes(int size) { return 1024 * size; }
-// Of a consumer: operands of filters (store.h), where pairs of pixels lie (stored_pairs.h), a norm's affine
-// and statistics (statistics.h), offsets of positions in the output, and where its warps are.
+// Of a consumer: operands of filters (store.h), where pairs of pixels lie (stored_pairs.h), a norm's
+// statistics (statistics.h), offsets of positions in the output, and where its warps are.
 inline constexpr int kPairTableBytes = 144;
-inline constexpr int kNormBytes = 2 * kGroupFilters * 8 + kConsumerWarps / 2 * 4;
+inline constexpr int kNormBytes = kGroupFilters * 8 + kConsumerWarps / 2 * 4;
 inline constexpr int kOfFiltersBytes = kNumFilterOperands * kGroupFilters * 4;
 inline constexpr int kOffsetTableBytes = kTilePixels * 4;  // of each of the joint rows
 inline constexpr int kWalkBytes = 64;                      // of a warp, where it is among its tiles

@@ -10,16 +10,8 @@ __global__ void __launch_bounds__(32)
     merge_all(const __grid_constant__ NormParameters norm, std::int32_t filters) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   const auto image = static_cast<std::int32_t>(blockIdx.x / norm.groups);
-  const auto group_filters = static_cast<std::int32_t>(norm.group_filters.divisor);
-  const std::int32_t first = static_cast<std::int32_t>(blockIdx.x % norm.groups) * group_filters;
-  GroupMerge merge(norm, image, first, first + group_filters, threadIdx.x, 32);
-  const auto affine = [&](std::int32_t filter) { return norm_affine(norm, filter); };
-  merge.run(affine, [&](std::int32_t filter, const Normalisation& normalisation) {
-    const std::int64_t to = static_cast<std::int64_t>(image) * filters + filter;
-    norm.negated_means[to] = normalisation.negated_mean;
-    norm.scales[to] = normalisation.scale;
-    norm.shifts[to] = normalisation.shift;
-  });
+  const auto group = static_cast<std::int32_t>(blockIdx.x % norm.groups);
+  GroupMerge(norm, image, group, 1, threadIdx.x, 32).run(filters);
 #endif
 }
 

@@ -1,10 +1,9 @@
 // A GroupNorm's statistics, taken of the accumulators of a tile and merged over the tiles of an image.
 //
 // Each warp takes the mean of each of its filters over the positions that the tile stores, and the sum of
-// squared distances from that mean, on a second pass over registers: nothing is lost where a mean is far from
-// zero. The warpgroup merges those of a segment, filters of the same group that it has, and publishes them.
-// Who normalises waits for what all tiles of the image have published, and merges it in the order of tiles
-// and in float64, consumers each for themselves.
+// squared distances from that mean; nothing is lost where a mean is far from zero. The warpgroup merges those
+// of a segment, filters of the same group that it has, and publishes them. Who publishes the last tile of an
+// image merges all of them, in the order of tiles and in float64, and publishes what normalises its filters.
 #pragma once
 
 #include "device/elements.h"
@@ -27,88 +26,118 @@ __device__ __forceinline__ T sum_of_lanes(T value) {
 template <int kPhases>
 class TileStatistics {
  public:
-  // Takes the means.
+  // Each lane takes differences from a value of its own, a pivot: where that lies far from the lane's mean,
+  // so do its squares, but their sum is at most so many times the one around the mean as there are values.
   __device__ __forceinline__ TileStatistics(const TileTables& tables, int lane,
-                                            float (&accumulators)[kAccumulators])
-      : tables_(tables), lane_(lane) {
-    const float zeros[2] = {};
-    float sums[2] = {};
-    count_ = sum_of_lanes<4>(static_cast<float>(replace_dropped(zeros, accumulators)));
-    add(accumulators, [](float value, int) { return value; }, sums);
-#pragma unroll
-    for (int h = 0; h < 2; ++h) means_[h] = count_ > 0 ? sum_of_lanes<4>(sums[h]) / count_ : 0.0f;
-  }
-
-  // Whether a value is NaN, or infinities are of both signs.
-  __device__ __forceinline__ bool are_nan() const { return means_[0] != means_[0] || means_[1] != means_[1]; }
-
-  // Leaves them where the warpgroup merges them.
-  __device__ __forceinline__ void keep(const TileMemory& memory, int warp,
-                                       float (&accumulators)[kAccumulators]) const {
-    replace_dropped(means_, accumulators);
-    float squares[2] = {};
-    add(
-        accumulators,
-        [&](float value, int h) {
-          const float distance = value - means_[h];
-          return distance * distance;
-        },
-        squares);
-    float2* const to = memory.statistics + warp * kWarpFilters + lane_ / 4;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      squares[h] = sum_of_lanes<4>(squares[h]);
-      if (lane_ % 4 == 0) to[8 * h] = {means_[h], squares[h]};
-    }
-    if (lane_ == 0) memory.counts[warp] = count_;
-  }
-
- private:
-  // Sums up what `of` makes of each value, in as many chains as keep the adders busy.
-  template <typename Of>
-  static __device__ __forceinline__ void add(const float (&accumulators)[kAccumulators], Of&& of,
-                                             float (&sums)[2]) {
-    constexpr int kChains = 4;
-    float chains[2][kChains] = {};
-#pragma unroll
-    for (int i = 0; i < kAccumulators; ++i) {
-      const int h = i / 2 % 2, chain = (i / 4 * 2 + i % 2) % kChains;
-      chains[h][chain] += of(accumulators[i], h);
-    }
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      sums[h] = (chains[h][0] + chains[h][1]) + (chains[h][2] + chains[h][3]);
-    }
-  }
-
-  // Values at positions that are not stored become `by`; returns how many of the lane's positions are.
-  __device__ __forceinline__ int replace_dropped(const float (&by)[2],
-                                                 float (&accumulators)[kAccumulators]) const {
+                                            const float (&accumulators)[kAccumulators])
+      : lane_(lane) {
     int count = 0;
+    Sums sums[2];
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
-      const std::int32_t* const offsets = tables_.offsets + piece * kPiecePixels;
-      if (__all_sync(0xFFFFFFFF, offsets[lane_] >= 0)) {
+      const std::int32_t* const offsets = tables.offsets + piece * kPiecePixels;
+      const auto value = [&](int h, int i) { return accumulators[piece_accumulator<kPhases>(piece, h, i)]; };
+      if (__all_sync(0xFFFFFFFF, offsets[lane] >= 0)) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          sums[h].pivot = count == 0 ? value(h, 0) : sums[h].pivot;
+#pragma unroll
+          for (int i = 0; i < kPieceWord; ++i) sums[h].add(i % Sums::kChains, value(h, i));
+        }
         count += kPieceWord;
         continue;
       }
 #pragma unroll
       for (int i = 0; i < kPieceWord; ++i) {
-        const bool is_stored = offsets[piece_position<kPhases>(lane_ % 4, i)] >= 0;
-        count += is_stored ? 1 : 0;
+        if (offsets[piece_position<kPhases>(lane % 4, i)] < 0) continue;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          float& value = accumulators[piece_accumulator<kPhases>(piece, h, i)];
-          value = is_stored ? value : by[h];
+          sums[h].pivot = count == 0 ? value(h, i) : sums[h].pivot;
+          sums[h].add(0, value(h, i));
         }
+        ++count;
       }
     }
-    return count;
+    count_ = static_cast<float>(count);
+    const float inverse = count > 0 ? 1.0f / count_ : 0.0f;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) sums[h].finish(inverse, means_[h], squares_[h]);
+    merge_lanes<1>();
+    merge_lanes<2>();
   }
 
-  const TileTables& tables_;
+  // Whether a value is NaN, or infinite.
+  __device__ __forceinline__ bool are_nan() const { return means_[0] != means_[0] || means_[1] != means_[1]; }
+
+  // Leaves them where the warpgroup merges them: of each `segment` filters, or of all that the warp has.
+  __device__ __forceinline__ void keep(const TileMemory& memory, int warp, int segment) {
+    const float positions = count_;
+    if (segment >= 2) merge_rows<4>();
+    if (segment >= 4) merge_rows<8>();
+    if (segment >= 8) merge_rows<16>();
+    if (segment >= 16) merge(count_, means_[1], squares_[1], means_[0], squares_[0]);
+    const bool is_first = lane_ % 4 == 0 && (lane_ / 4 & (segment - 1) & 7) == 0;
+    float2* const to = memory.statistics + warp * kWarpFilters + lane_ / 4;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (is_first) to[8 * h] = {means_[h], squares_[h]};
+    }
+    if (lane_ == 0) memory.counts[warp] = positions;
+  }
+
+ private:
+  // Of a lane and a filter, around the pivot, in as many chains as keep the adders busy.
+  struct Sums {
+    static constexpr int kChains = 2;
+    float pivot = 0;
+    float distances[kChains] = {}, squares[kChains] = {};
+
+    __device__ __forceinline__ void add(int chain, float value) {
+      const float distance = value - pivot;
+      distances[chain] += distance;
+      squares[chain] = fmaf(distance, distance, squares[chain]);
+    }
+    __device__ __forceinline__ void finish(float inverse_count, float& mean, float& square) const {
+      const float sum = distances[0] + distances[1], distance = sum * inverse_count;
+      mean = pivot + distance;
+      square = squares[0] + squares[1] - sum * distance;
+    }
+  };
+
+  // The lanes of a row of M, kDistance apart: of other positions, more of them or fewer.
+  template <int kDistance>
+  __device__ __forceinline__ void merge_lanes() {
+    const float other_count = __shfl_xor_sync(0xFFFFFFFF, count_, kDistance), count = count_ + other_count;
+    const float share = count > 0 ? other_count / count : 0.0f;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float distance = __shfl_xor_sync(0xFFFFFFFF, means_[h], kDistance) - means_[h];
+      squares_[h] +=
+          __shfl_xor_sync(0xFFFFFFFF, squares_[h], kDistance) + distance * distance * count_ * share;
+      means_[h] += distance * share;
+    }
+    count_ = count;
+  }
+  // Rows of M, of the same positions.
+  template <int kDistance>
+  __device__ __forceinline__ void merge_rows() {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      merge(count_, __shfl_xor_sync(0xFFFFFFFF, means_[h], kDistance),
+            __shfl_xor_sync(0xFFFFFFFF, squares_[h], kDistance), means_[h], squares_[h]);
+    }
+    count_ += count_;
+  }
+  // `count` elements of each.
+  static __device__ __forceinline__ void merge(float count, float other_mean, float other_squares,
+                                               float& mean, float& squares) {
+    const float distance = other_mean - mean;
+    squares += other_squares + distance * distance * (0.5f * count);
+    mean += 0.5f * distance;
+  }
+
   const int lane_;
-  float count_, means_[2];
+  float count_, means_[2], squares_[2];
 };
 
 // By a warpgroup whose warps have all kept theirs: what a tile adds to `row` of an image's partial results.
@@ -117,16 +146,17 @@ __device__ __forceinline__ void publish_statistics(const NormParameters& norm, c
                                                    const TileMemory& memory, std::int64_t row,
                                                    std::int32_t share_group, int thread) {
   const std::int32_t filters = norm.segment_filters, first = thread * filters;
+  const std::int32_t kept = min(filters, kWarpFilters);           // together
   const std::int32_t before = share_group * norm.share_segments;  // segments
   if (first >= min(g.share_filters(), g.filters - share_group * g.share_filters())) return;
   const float pivot = memory.statistics[first].x;
   float count = 0, sum = 0, squares = 0;
   for (int joint = 0; joint < g.joint_rows; ++joint) {
-    const float of_filter = memory.counts[joint * g.share_filters() / kWarpFilters];
+    const float of_kept = memory.counts[joint * g.share_filters() / kWarpFilters] * static_cast<float>(kept);
     const float2* const from = memory.statistics + joint * g.share_filters() + first;
-    for (int i = 0; i < filters; ++i) {
-      const float distance = from[i].x - pivot, weighted = of_filter * distance;
-      count += of_filter;
+    for (int i = 0; i < filters; i += kept) {
+      const float distance = from[i].x - pivot, weighted = of_kept * distance;
+      count += of_kept;
       sum += weighted;
       squares += from[i].y + weighted * distance;
     }
@@ -137,30 +167,52 @@ __device__ __forceinline__ void publish_statistics(const NormParameters& norm, c
   if (share_group == 0 && thread == 0) ptx::publish(norm.counts + row, count);
 }
 
-// By one thread of a warpgroup: until all tiles of an image have been published, about.
-__device__ __forceinline__ void wait_for_statistics(const NormParameters& norm, std::int32_t image) {
-  const ptx::PatientWait wait("statistics of image", image);
-  for (bool all = false; !all; wait.go_on(all)) {
-    all = ptx::load_counter(norm.arrived + image) == norm.all_arrived;
-  }
-}
-
-// What normalises a filter: v = (v + -mean) * scale + shift.
+// What normalises a filter of an image: v = (v + -mean) * scale + shift.
 struct Normalisation {
   float negated_mean, scale, shift;
+
+  // Waits until it has been published, which takes long: a warp looks at no more than it must meanwhile.
+  __device__ __forceinline__ static Normalisation wait_for(const NormParameters& norm, std::int32_t image,
+                                                           std::int64_t at) {
+    const ptx::PatientWait wait("statistics of image", image);
+    for (;;) {
+      const Normalisation found{ptx::load_published(norm.negated_means + at),
+                                ptx::load_published(norm.scales + at), ptx::load_published(norm.shifts + at)};
+      const bool is_there = ptx::is_published(found.negated_mean) && ptx::is_published(found.scale) &&
+                            ptx::is_published(found.shift);
+      wait.go_on(is_there);
+      if (is_there) return found;
+    }
+  }
 };
 
-// Merges the partial results of an image, in the order of its tiles, for the groups of filters from `first`
-// up to `end`, by `threads` threads, whole warps; groups are at most half as many. Calls write(filter,
-// normalisation), once for each filter.
+// What a GroupNorm multiplies a filter by, and what it adds.
+__device__ __forceinline__ float2 norm_affine(const NormParameters& norm, std::int32_t filter) {
+  float2 result{1.0f, 0.0f};
+  if (norm.weight != nullptr) {
+    result.x = load_element<float>(norm.weight, norm.weight_dtype, filter * norm.weight_stride);
+  }
+  if (norm.shift != nullptr) {
+    result.y = load_element<float>(norm.shift, norm.shift_dtype, filter * norm.shift_stride);
+  }
+  return result;
+}
+
+// By one thread of a consumer that has published a tile of an image: whether all others of that image had
+// been before. Exactly one consumer is the last.
+__device__ __forceinline__ bool is_last_of_image(const NormParameters& norm, std::int32_t image) {
+  return ptx::count_up(norm.arrived + image) == norm.last_arrives;
+}
+
+// Merges the partial results of an image, in the order of its tiles, for so many groups of filters from
+// `first_group` on, by `threads` threads, whole warps, at least twice as many; and publishes what normalises
+// the groups' filters.
 class GroupMerge {
  public:
-  __device__ __forceinline__ GroupMerge(const NormParameters& norm, std::int32_t image, std::int32_t first,
-                                        std::int32_t end, int thread, int threads)
-      : norm_(norm), first_(first), end_(end) {
-    const auto first_group = static_cast<std::int32_t>(norm.group_filters.quotient(first));
-    const std::int32_t groups =
-        static_cast<std::int32_t>(norm.group_filters.quotient(end - 1)) + 1 - first_group;
+  __device__ __forceinline__ GroupMerge(const NormParameters& norm, std::int32_t image,
+                                        std::int32_t first_group, std::int32_t groups, int thread,
+                                        int threads)
+      : norm_(norm), image_(image) {
     int shift = 5;
     while (groups << shift > threads) --shift;
     lanes_ = 1 << shift;
@@ -173,10 +225,9 @@ class GroupMerge {
     partials_ = norm.partials + before * norm.segments + group_ * norm.group_segments;
   }
 
-  // Calls write(filter, normalisation) with what affine(filter) returns made into that, once for each filter.
-  template <typename GetAffine, typename Write>
-  __device__ __forceinline__ void run(GetAffine&& affine, Write&& write) {
-    const auto filters = static_cast<std::int32_t>(norm_.group_filters.divisor);
+  // `filters` of the image.
+  __device__ __forceinline__ void run(std::int32_t filters) const {
+    const auto group_filters = static_cast<std::int32_t>(norm_.group_filters.divisor);
     // Distances are from a mean of one tile, so that their squares lose nothing where means are far from
     // zero.
     double pivot = 0, sum = 0, squares = 0;
@@ -201,12 +252,13 @@ class GroupMerge {
     if (rows_ == 0) return;
     // What the mean loses when it is rounded goes to the shift.
     const float rounded = static_cast<float>(-mean);
-    for (std::int32_t i = lane_; i < filters; i += lanes_) {
-      const std::int32_t filter = group_ * filters + i;
-      if (filter < first_ || filter >= end_) continue;
-      const auto [weight, shift] = affine(filter);
-      write(filter, Normalisation{rounded, static_cast<float>(scale * weight),
-                                  static_cast<float>(shift - (rounded + mean) * scale * weight)});
+    for (std::int32_t i = lane_; i < group_filters; i += lanes_) {
+      const std::int32_t filter = group_ * group_filters + i;
+      const auto [weight, shift] = norm_affine(norm_, filter);
+      const std::int64_t to = static_cast<std::int64_t>(image_) * filters + filter;
+      ptx::publish(norm_.negated_means + to, rounded);
+      ptx::publish(norm_.scales + to, static_cast<float>(scale * weight));
+      ptx::publish(norm_.shifts + to, static_cast<float>(shift - (rounded + mean) * scale * weight));
     }
   }
 
@@ -266,7 +318,7 @@ class GroupMerge {
   }
 
   const NormParameters& norm_;
-  const std::int32_t first_, end_;
+  const std::int32_t image_;
   std::int32_t lanes_;  // of a group
   std::int32_t group_, lane_, rows_;
   const float* counts_;

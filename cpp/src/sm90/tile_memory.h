@@ -7,35 +7,21 @@
 
 namespace epiconv::sm90 {
 
-// What a GroupNorm multiplies a filter by, and what it adds.
-__device__ __forceinline__ float2 norm_affine(const NormParameters& norm, std::int32_t filter) {
-  float2 result{1.0f, 0.0f};
-  if (norm.weight != nullptr) {
-    result.x = load_element<float>(norm.weight, norm.weight_dtype, filter * norm.weight_stride);
-  }
-  if (norm.shift != nullptr) {
-    result.y = load_element<float>(norm.shift, norm.shift_dtype, filter * norm.shift_stride);
-  }
-  return result;
-}
-
 // A warpgroup's tables; `thread` is of the warpgroup.
 struct TileMemory {
   float* of_filters;
   PairTable* pairs;
-  float2* affine;         // of a norm, for each filter: factor and shift
   float2* statistics;     // of each row of M: mean, and squared distances from it
   float* counts;          // of each warp: positions
   std::int32_t* offsets;  // of each of the joint rows
 
   __device__ __forceinline__ static TileMemory at(std::uint8_t* memory) {
     std::uint8_t* const pairs = memory + kOfFiltersBytes;
-    std::uint8_t* const affine = pairs + kPairTableBytes;
-    std::uint8_t* const statistics = affine + kGroupFilters * sizeof(float2);
+    std::uint8_t* const statistics = pairs + kPairTableBytes;
     std::uint8_t* const counts = statistics + kGroupFilters * sizeof(float2);
-    return {reinterpret_cast<float*>(memory),  reinterpret_cast<PairTable*>(pairs),
-            reinterpret_cast<float2*>(affine), reinterpret_cast<float2*>(statistics),
-            reinterpret_cast<float*>(counts),  reinterpret_cast<std::int32_t*>(affine + kNormBytes)};
+    return {reinterpret_cast<float*>(memory), reinterpret_cast<PairTable*>(pairs),
+            reinterpret_cast<float2*>(statistics), reinterpret_cast<float*>(counts),
+            reinterpret_cast<std::int32_t*>(statistics + kNormBytes)};
   }
 
   // What a warp sees of joint row `joint`.
@@ -85,12 +71,6 @@ struct TileMemory {
       of_filters[place * kGroupFilters + thread % kGroupFilters] =
           load_element<float>(tensor.data, tensor.dtype, from);
     }
-  }
-
-  __device__ __forceinline__ void fill_affine(const NormParameters& norm, const HaloGeometry& g,
-                                              std::int32_t group, int thread) const {
-    if (norm.plan == NormPlan::kNone || thread >= kGroupFilters) return;
-    affine[thread] = norm_affine(norm, min(group + thread, g.filters - 1));
   }
 };
 

@@ -43,15 +43,12 @@ __device__ __forceinline__ float2 load_published(const float2* from) {
   return value;
 }
 
-// A counter beside them tells about when it is worth while to look at all of them: what many multiprocessors
-// read again and again takes others' time in the L2. It orders nothing.
-__device__ __forceinline__ void count_up(std::uint32_t* counter) {
-  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-}
-__device__ __forceinline__ std::uint32_t load_counter(const std::uint32_t* counter) {
-  std::uint32_t value;
-  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
-  return value;
+// A counter beside them tells who comes last. It orders nothing. Returns what it was before. (9.7.13.5
+// "atom")
+__device__ __forceinline__ std::uint32_t count_up(std::uint32_t* counter) {
+  std::uint32_t before;
+  asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
 }
 
 // A wait for what others publish, between two looks at it. Not to take other warps their turns to issue, it
