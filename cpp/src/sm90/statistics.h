@@ -66,7 +66,7 @@ class TileStatistics {
     merge_lanes<2>();
   }
 
-  // Whether a value is NaN, or infinite.
+  // Whether a value is NaN; where one is infinite, perhaps.
   __device__ __forceinline__ bool are_nan() const { return means_[0] != means_[0] || means_[1] != means_[1]; }
 
   // Leaves them where the warpgroup merges them: of each `segment` filters, or of all that the warp has.
@@ -112,8 +112,9 @@ class TileStatistics {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const float distance = __shfl_xor_sync(0xFFFFFFFF, means_[h], kDistance) - means_[h];
+      // In this order a lane without positions adds nothing, however far from zero the other's mean is.
       squares_[h] +=
-          __shfl_xor_sync(0xFFFFFFFF, squares_[h], kDistance) + distance * distance * count_ * share;
+          __shfl_xor_sync(0xFFFFFFFF, squares_[h], kDistance) + (distance * count_) * (distance * share);
       means_[h] += distance * share;
     }
     count_ = count;
@@ -171,7 +172,7 @@ __device__ __forceinline__ void publish_statistics(const NormParameters& norm, c
 struct Normalisation {
   float negated_mean, scale, shift;
 
-  // Waits until it has been published, which takes long: a warp looks at no more than it must meanwhile.
+  // Waits until it has been published.
   __device__ __forceinline__ static Normalisation wait_for(const NormParameters& norm, std::int32_t image,
                                                            std::int64_t at) {
     const ptx::PatientWait wait("statistics of image", image);
