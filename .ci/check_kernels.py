@@ -56,21 +56,30 @@ def dump(option: str, library: Path) -> list[str]:
     ).stdout.splitlines()
 
 
-def stack_use(library: Path) -> tuple[list[Finding], int]:
-    """Functions with a stack frame, and how many functions there are in all."""
+def stack_use(library: Path) -> tuple[list[Finding], set[tuple[str, str]]]:
+    """Functions with a stack frame; and all that there are, each with its architecture."""
     findings: list[Finding] = []
     architecture = function = ""
-    count = 0
+    functions: set[tuple[str, str]] = set()
     for line in dump("--dump-resource-usage", library):
         if match := re.match(r"arch = (\w+)", line):
             architecture = match[1]
         elif match := re.match(r"\s*Function (\S+):", line):
             function = match[1]
         elif match := re.match(r"\s*REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", line):
-            count += 1
+            functions.add((architecture, function))
             if match[2] != "0" or match[3] != "0":
                 findings.append(Finding("stack", function, f"{architecture}, {match[0].strip()}"))
-    return findings, count
+    return findings, functions
+
+
+def check_portable(functions: set[tuple[str, str]]) -> None:
+    """The portable convolution is machine code of every architecture, sm_80 among them."""
+    architectures = {architecture for architecture, _ in functions}
+    having = {architecture for architecture, function in functions if "implicit_conv" in function}
+    if missing := architectures - having:
+        sys.exit(f"There is no portable convolution for {', '.join(sorted(missing))}.")
+    print(f"The portable convolution is there for {', '.join(sorted(having))}")
 
 
 def local_memory(library: Path) -> list[Finding]:
@@ -119,9 +128,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     allowed = read_allowlist(arguments.allow)
-    findings, count = stack_use(arguments.library)
-    if count == 0:
+    findings, functions = stack_use(arguments.library)
+    if not functions:
         sys.exit(f"{arguments.library} holds no machine code: there is nothing to check.")
+    check_portable(functions)
     findings += local_memory(arguments.library)
     findings += assembler_messages(arguments.build_log)
 
@@ -143,7 +153,7 @@ def main() -> None:
     stale = [entry for entry in allowed if entry not in used]
     for entry in stale:
         print(f"{arguments.allow}:{entry.line}: matches nothing any more; remove it")
-    print(f"{count} functions checked, {len(findings)} findings, {len(refused)} of them not allowed")
+    print(f"{len(functions)} functions checked, {len(findings)} findings, {len(refused)} of them not allowed")
     if refused or stale:
         sys.exit(1)
 

@@ -1,9 +1,14 @@
-"""What the tests of the path "implicit_gemm" on a card share: maths, exact values and what is expected."""
+"""What the tests of the path "implicit_gemm" on a card share: maths, exact values, which kernels are asked
+for, and what is expected.
+"""
 
 import torch
 import torch.nn.functional as F
+from exact_convolution import exact_convolution
 
 import epiconv
+from epiconv import _library, functional, implicit_gemm
+from epiconv.form_cache import FormCache
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 # dtype of the tensors, precision: all maths, from every dtype that has them.
@@ -37,20 +42,60 @@ def integers(*shape, device="cpu", dtype=torch.float32, most=2):
     return torch.randint(-most, most + 1, shape, device=device).to(dtype)
 
 
+def format_of(layout, rank):
+    """torch's name of a layout for so many spatial dimensions; it has none for (N, L, C)."""
+    return torch.channels_last_3d if (layout, rank) == ("channels_last", 3) else LAYOUTS[layout]
+
+
 def in_layout(tensor, layout):
-    """A batched tensor of one or two spatial dimensions; torch has no name for the layout (N, L, C)."""
+    """A batched tensor of one to three spatial dimensions."""
     if tensor.dim() == 3:
         return tensor.mT.contiguous().mT if layout == "channels_last" else tensor.contiguous()
-    return tensor.contiguous(memory_format=LAYOUTS[layout])
+    return tensor.contiguous(memory_format=format_of(layout, tensor.dim() - 2))
 
 
-def fused(*args, **kwargs):
+def force(monkeypatch, family):
+    """Plans kernels of that family only; nothing that was planned before is taken."""
+    monkeypatch.setattr(implicit_gemm, "FAMILY", family)
+    monkeypatch.setattr(functional, "_runs", FormCache())
+    monkeypatch.setattr(_library, "_calls", FormCache())
+
+
+def kernel_of(*args, **kwargs):
+    """The name of the kernel that a call asking for one runs."""
+    plan = epiconv.explain(*args, **kwargs | {"algorithm": "implicit_gemm"})
+    assert plan.path == "implicit_gemm"
+    return plan.kernel
+
+
+def fused(*args, family="sm90", **kwargs):
     """The call, after a look at the plan."""
     kwargs["algorithm"] = "implicit_gemm"
-    plan = epiconv.explain(*args, **kwargs)
-    assert plan.path == "implicit_gemm"
-    assert plan.kernel.startswith("dgrad_sm90_" if kwargs.get("transposed") else "fprop_sm90_")
+    kind = "dgrad" if kwargs.get("transposed") else "fprop"
+    assert kernel_of(*args, **kwargs).startswith(f"{kind}_{family}_")
     return epiconv.fused_conv_epilogue(*args, **kwargs)
+
+
+def portable(*args, **kwargs):
+    """`fused`, by the kernels that run on any card."""
+    return fused(*args, family="sm80", **kwargs)
+
+
+def exact(x, weight, bias=None, padding=0, padding_mode="zeros", **words):
+    """What `fused_conv_epilogue` computes of these words, in float64 on the tensors' device."""
+    rank = weight.dim() - 2
+    if padding == "same":
+        dilation = words.get("dilation", 1)
+        more = [d * (t - 1) for d, t in zip(_each(dilation, rank), weight.shape[2:], strict=True)]
+        begin, end = [total // 2 for total in more], [total - total // 2 for total in more]
+    else:
+        begin = end = padding
+    y = exact_convolution(x, weight, begin=begin, end=end, mode=padding_mode, **words)
+    return y if bias is None else y + bias.double().view(-1, *(1,) * rank)
+
+
+def _each(value, rank):
+    return (value,) * rank if isinstance(value, int) else value
 
 
 def convolution(x, weight, bias=None, padding=0, dilation=1, mode="zeros"):

@@ -1,9 +1,29 @@
 """What the tests share: the devices they run on."""
 
+import fake_conv_core
 import pytest
 import torch
 
 from epiconv.implicit_gemm import why_not_on
+
+
+@pytest.fixture
+def core(monkeypatch):
+    """A stand-in for the implicit-GEMM kernels and the card."""
+    return fake_conv_core.install(monkeypatch)
+
+
+@pytest.fixture
+def setting():
+    """Sets torch's precision of float32 convolutions, and sets it back."""
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+
+    def set_to(value):
+        conv.fp32_precision = value
+
+    yield set_to
+    conv.fp32_precision = before
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

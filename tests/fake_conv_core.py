@@ -11,6 +11,7 @@ import weakref
 import torch
 import torch.nn.functional as F
 
+import epiconv
 from epiconv import _core, _library, _torch_private, call, functional, packed_weights
 from epiconv.convolution import round_to
 from epiconv.form_cache import FormCache
@@ -72,12 +73,13 @@ class Plan:
 
     NAMES = (
         *("problem", "math", "input_dtype", "input_strides", "input_alignment", "padding_mode", "program"),
-        *("bias", "operands", "output_dtype", "output_strides"),
+        *("bias", "operands", "output_dtype", "output_strides", "capability", "family"),
     )
 
     def __init__(self, core, given):
         self.core = core
-        for name, value in zip(self.NAMES, given, strict=True):
+        assert given.keys() == set(self.NAMES)
+        for name, value in given.items():
             setattr(self, name, value)
         producer = "tma" if self.input_alignment == 16 else "gather"
         problem = self.problem
@@ -86,16 +88,22 @@ class Plan:
         if problem.transposed:
             rests = [p % s for p, s in zip(problem.padding_begin, problem.stride, strict=True)]
             self.weight_format += f"_transposed_{problem.stride}_{rests}"
-        self.hides_epilogue = core.hides_epilogue
+        self.why_kernel, self.why_slower = "the stand-in takes everything", core.why_slower
         self.workspace_bytes = core.workspace_bytes
         self.packed_bytes = 4 * torch.Size(self.problem.weight).numel()
+        self.is_empty = 0 in problem.output
+        if self.is_empty:
+            self.kernel, self.why_kernel, self.why_slower = "none", "the output has no elements", ""
+            self.weight_format, self.workspace_bytes, self.packed_bytes = "", 0, 0
 
     def _rounded(self, tensor):
-        return round_to(tensor.float(), self.math)
+        return tensor.float() if self.math == "ieee" else round_to(tensor.float(), self.math)
 
     def pack(self, weight, weight_dtype, weight_strides, packed, device, stream):
         self.core.packs.append((weight, packed, stream))
         self.core.weight_strides = weight_strides
+        if self.is_empty:
+            return
         shape = self.problem.weight
         given = memory(weight, getattr(torch, weight_dtype), shape, weight_strides)
         contiguous = torch.empty(shape, device="meta").stride()
@@ -103,25 +111,31 @@ class Plan:
 
     def _convolution(self, x, weight):
         problem = self.problem
-        begin, end, rank = problem.padding_begin, problem.padding_end, len(problem.stride)
+        begin, end, stride = problem.padding_begin, problem.padding_end, problem.stride
+        rank, groups = len(stride), problem.groups
         if problem.transposed:  # a convolution over the pixels with zeros between them
             taps, more = weight.shape[2:], problem.output_padding
-            extents = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], problem.stride, strict=True)]
+            reach = [d * (t - 1) for d, t in zip(problem.dilation, taps, strict=True)]
+            extents = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)]
             apart = x.new_zeros(*x.shape[:2], *extents)
-            apart[(..., *(slice(None, None, stride) for stride in problem.stride))] = x
-            begin = [t - 1 - b for t, b in zip(taps, begin, strict=True)]
-            end = [t - 1 - e + m for t, e, m in zip(taps, end, more, strict=True)]
-            x, weight = apart, weight.transpose(0, 1).flip(*range(2, 2 + rank))
+            apart[(..., *(slice(None, None, step) for step in stride))] = x
+            begin = [r - b for r, b in zip(reach, begin, strict=True)]
+            end = [r - e + m for r, e, m in zip(reach, end, more, strict=True)]
+            weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+            x, weight, stride = apart, weight.flip(*range(2, 2 + rank)), 1
         pads = [side for sides in zip(reversed(begin), reversed(end), strict=True) for side in sides]
         if any(pads):
             x = F.pad(x, pads, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
-        return (F.conv1d if rank == 1 else F.conv2d)(x, weight, dilation=problem.dilation)
+        function = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
+        return function(x, weight, stride=stride, dilation=problem.dilation, groups=groups)
 
     def run(self, input, packed, output, bias, workspace, device, stream, *operands):
         assert input % self.input_alignment == 0
         assert (bias != 0) == (self.bias is not None)
         assert (workspace != 0) == (self.workspace_bytes > 0)
         self.core.runs.append((self, stream, packed))
+        if self.is_empty:
+            return
         problem = self.problem
         x = self._rounded(memory(input, getattr(torch, self.input_dtype), problem.input, self.input_strides))
         contiguous = torch.empty(problem.weight, device="meta").stride()
@@ -143,7 +157,8 @@ class Core:
         weight_strides: as they were given to the last pack.
         log: what streams waited for, and what was recorded on them.
         refuse: from a plan the reason why it cannot run, or "".
-        hides_epilogue: what its plans say.
+        why_slower: what its plans say.
+        capability: of the card.
         workspace_bytes: of its plans.
         formats_differ: whether the weight's format depends on the input's alignment.
         stream: address of the current stream.
@@ -154,14 +169,16 @@ class Core:
         self.plans, self.packs, self.runs, self.log = [], [], [], []
         self.weight_strides = ()
         self.refuse = lambda plan: ""
-        self.hides_epilogue = True
+        self.why_slower = ""
+        self.capability = (9, 0)
         self.formats_differ = False
         self.workspace_bytes = 0
         self.stream = 1
         self.capturing = False
 
-    def make_conv_plan(self, *given):
-        plan = Plan(self, given)
+    def make_conv_plan(self, *given, **named):
+        positional = dict(zip(Plan.NAMES[: len(given)], given, strict=True))
+        plan = Plan(self, {"family": "any"} | positional | named)
         self.plans.append(plan)
         return self.refuse(plan) or plan
 
@@ -182,6 +199,7 @@ def install(monkeypatch):
     patch(_core, "ConvProblem", Problem)
     patch(_core, "OperandLayout", Layout)
     patch(call, "why_not_on", lambda device: "")
+    patch(torch.cuda, "get_device_capability", lambda device: core.capability)
     patch(_torch_private, "current_cuda_device", lambda: None)
     patch(_torch_private, "raw_stream", lambda index: core.stream)
     patch(packed_weights, "capturing", lambda: core.capturing)
@@ -191,6 +209,18 @@ def install(monkeypatch):
     patch(functional, "_runs", FormCache())
     patch(_library, "_calls", FormCache())
     return core
+
+
+def ran(core, *args, **kwargs):
+    """The result of a call, which the kernel computed, as was explained."""
+    plan = epiconv.explain(*args, **kwargs)
+    assert plan.path == "implicit_gemm"
+    before = len(core.runs)
+    result = epiconv.fused_conv_epilogue(*args, **kwargs)
+    assert len(core.runs) == before + 1
+    assert core.runs[-1][0].kernel == plan.kernel
+    assert (plan.shape, plan.dtype, plan.strides) == (result.shape, result.dtype, result.stride())
+    return result
 
 
 def at_offset(tensor, offset_bytes):

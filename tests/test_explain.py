@@ -93,6 +93,20 @@ def test_why_plain_torch_runs():
     assert meta.device.type == "meta"
 
 
+def test_nothing_runs_for_an_empty_result():
+    for x, weight in ((X[:0], WEIGHT), (X[:, :0], WEIGHT[:, :0])):
+        plan = epiconv.explain(x, weight, BIAS, epilogue=[ops.relu()])
+        assert (plan.path, plan.kernel, plan.why, plan.packing) == ("cpu", "none", "", "")
+        assert plan.bytes_moved == plan.least_bytes == 0
+        assert plan.shape == F.conv2d(x, weight, BIAS).shape
+
+
+def test_without_a_kernel_of_its_own_no_row_says_why():
+    plan = epiconv.explain(X, WEIGHT)
+    assert plan.why == ""
+    assert "\nwhy " not in str(plan)
+
+
 @pytest.mark.parametrize("name", CARDS)
 def test_floors_of_cards(name):
     card = CARDS[name]
@@ -102,6 +116,8 @@ def test_floors_of_cards(name):
     assert (seconds, bound_by) == (10**15 / card.flops_per_second["bf16"], "FLOPs")
     seconds, bound_by = card.floor("fp32", 1, 10**12)
     assert (seconds, bound_by) == (10**12 / card.bytes_per_second, "bytes")
+    three_products, _ = card.floor("tf32", 3 * 10**15, 1)
+    assert card.floor("fp32", 10**15, 1)[0] == pytest.approx(three_products)
 
 
 @pytest.mark.gpu

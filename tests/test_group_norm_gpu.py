@@ -181,8 +181,15 @@ def test_a_value_from_before_the_norm(cuda):
     close(got, F.group_norm(half, 8) + half, 1e-4)
     problem = PROBLEMS["deep"]
     x, weight, bias, _ = make(problem, "tf32", "nchw", cuda)
-    plan = epiconv.explain(x, weight, bias, padding=1, epilogue=program, precision="tf32")
-    assert plan.path != "implicit_gemm"
+    words = {"padding": 1, "epilogue": program, "precision": "tf32"}
+    plan = epiconv.explain(x, weight, bias, **words)
+    assert "reads a value from before it" in dict(plan.refused)["implicit_gemm"]
+    # The portable kernel stores the products alone, and a pass does all the rest.
+    half = convolution(x, weight, bias, padding=1) * 0.5
+    kernel = epiconv.explain(x, weight, bias, algorithm="implicit_gemm", **words).kernel
+    assert kernel.startswith("fprop_sm80_tf32_") and "group_norm_cuda_" in kernel
+    got = epiconv.fused_conv_epilogue(x, weight, bias, algorithm="implicit_gemm", **words)
+    close(got, F.group_norm(half, 8) + half, 1e-4)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -9,17 +9,12 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from fake_conv_core import at_offset, install
+from fake_conv_core import at_offset
 from torch import nn
 
 import epiconv
 from epiconv import ops, packed_weights
 from epiconv.recipes import ConvReluAdd
-
-
-@pytest.fixture
-def core(monkeypatch):
-    return install(monkeypatch)
 
 
 def integers(*shape):
@@ -64,10 +59,11 @@ def test_calls_of_other_forms_share_it(core):
     call(weight, at_offset(X, 4))
     epiconv.fused_conv_epilogue(X, weight, padding=1, epilogue=[ops.relu()])
     assert len(core.packs) == 1
-    epiconv.fused_conv_epilogue(X, weight, precision="bf16")
-    assert len(core.packs) == 2
+    for count, precision in ((2, "bf16"), (3, "ieee")):
+        epiconv.fused_conv_epilogue(X, weight, precision=precision)
+        assert len(core.packs) == count
     call(weight)
-    assert len(core.packs) == 2
+    assert len(core.packs) == 3
 
 
 def test_formats_of_one_weight_lie_side_by_side(core):
@@ -246,6 +242,19 @@ def test_a_module_keeps_the_packed_weight_of_its_parameter(module, core):
     assert len(core.packs) == 4
     assert kept() == 0
     assert len({packed for _, packed, _ in core.packs}) == 1  # the same memory each time
+
+
+def test_a_module_keeps_one_for_each_math(module, core, setting):
+    _, conv, check = module
+    for count in (2, 4):
+        for value in ("tf32", "ieee", "tf32", "ieee"):
+            setting(value)
+            check()
+            assert core.runs[-1][0].math == value
+        assert len(core.packs) == count
+        with torch.no_grad():
+            conv.weight.add_(1.0)
+    assert len({packed for _, packed, _ in core.packs}) == 2  # each in its memory again
 
 
 def test_optimizers_and_state_dicts_are_seen(module, core):

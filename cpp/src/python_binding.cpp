@@ -251,13 +251,16 @@ py::object make_conv_plan(const ConvProblem& conv, const std::string& math, cons
                           Extents input_strides, int input_alignment, const std::string& padding_mode,
                           const Program& program, std::optional<OperandLayout> bias,
                           std::vector<OperandLayout> operands, const std::string& output_dtype,
-                          Extents output_strides) {
+                          Extents output_strides, const std::array<int, 2>& capability,
+                          const std::string& family) {
   std::string why_not;
   std::optional<ConvPlan> plan = ConvPlan::make(
-      {conv, parse_word<ConvMath>("math", math, {"tf32", "bf16", "fp16"}), parse_dtype(input_dtype),
+      {conv, parse_word<ConvMath>("math", math, {"tf32", "bf16", "fp16", "ieee"}), parse_dtype(input_dtype),
        std::move(input_strides), input_alignment,
        parse_word<PaddingMode>("padding mode", padding_mode, {"zeros", "reflect", "replicate", "circular"}),
-       program, std::move(bias), std::move(operands), parse_dtype(output_dtype), std::move(output_strides)},
+       program, std::move(bias), std::move(operands), parse_dtype(output_dtype), std::move(output_strides),
+       ComputeCapability{capability[0], capability[1]},
+       parse_word<ConvFamily>("family of kernels", family, {"any", "sm80", "sm90"})},
       why_not);
   return plan ? py::cast(std::move(*plan)) : py::object(py::str(why_not));
 }
@@ -288,7 +291,8 @@ void run_conv_plan(const ConvPlan& plan, std::uintptr_t input, std::uintptr_t pa
 void bind_conv_plan(py::module_& module) {
   py::class_<ConvPlan>(module, "ConvPlan")
       .def_property_readonly("kernel", &ConvPlan::kernel)
-      .def_property_readonly("hides_epilogue", &ConvPlan::hides_epilogue)
+      .def_property_readonly("why_kernel", &ConvPlan::why_kernel)
+      .def_property_readonly("why_slower", &ConvPlan::why_slower)
       .def_property_readonly("weight_format", &ConvPlan::weight_format)
       .def_property_readonly("packed_bytes", &ConvPlan::packed_bytes)
       .def_property_readonly("workspace_bytes", &ConvPlan::workspace_bytes)
@@ -297,8 +301,11 @@ void bind_conv_plan(py::module_& module) {
   module.def("make_conv_plan", &make_conv_plan, py::arg("problem"), py::arg("math"), py::arg("input_dtype"),
              py::arg("input_strides"), py::arg("input_alignment"), py::arg("padding_mode"),
              py::arg("program"), py::arg("bias"), py::arg("operands"), py::arg("output_dtype"),
-             py::arg("output_strides"));
-  module.def("why_no_conv_kernels", &why_no_conv_kernels, py::arg("major"), py::arg("minor"));
+             py::arg("output_strides"), py::arg("capability"), py::arg("family") = "any");
+  module.def(
+      "why_no_conv_kernels",
+      [](int major, int minor) { return why_no_conv_kernels(ComputeCapability{major, minor}); },
+      py::arg("major"), py::arg("minor"));
 }
 
 void bind_epilogue_plan(py::module_& module) {

@@ -118,8 +118,9 @@ class ConvPlan:
     alignment. Output, operands and bias may lie anywhere that suits their dtypes. The stride of a dimension
     of one element counts for nothing."""
 
-    kernel: str  # what runs: "fprop_sm90_tf32_rows_f32_static", …; "dgrad_…" for a transposed convolution
-    hides_epilogue: bool  # else a pass behind another convolution is faster
+    kernel: str  # "fprop_sm90_tf32_rows_f32_static", "dgrad_sm80_bf16_…"; "none" for an empty output
+    why_kernel: str  # why it is this kernel and no other
+    why_slower: str  # why a pass behind another convolution is faster, "" if it is not
     weight_format: str  # packed weights of one weight tensor serve every plan with the same format
     packed_bytes: int
     workspace_bytes: int  # of a run
@@ -149,7 +150,7 @@ class ConvPlan:
 
 def make_conv_plan(
     problem: ConvProblem,
-    math: str,  # what the tensor cores multiply: "tf32", "bf16", "fp16"
+    math: str,  # what the tensor cores multiply: "tf32", "bf16", "fp16", "ieee" (float32, as three of TF32)
     input_dtype: str,
     input_strides: Sequence[int],  # (N, C, spatial…), elements
     input_alignment: int,  # bytes: the greatest power of two up to 16 that divides every address of an input
@@ -159,11 +160,13 @@ def make_conv_plan(
     operands: Sequence[OperandLayout],
     output_dtype: str,
     output_strides: Sequence[int],  # (N, K, spatial…), elements
+    capability: tuple[int, int],  # compute capability of the card
+    family: str = "any",  # of kernels: "any", "sm80", "sm90"
 ) -> ConvPlan | str:
     """The plan, or why no kernel can run it: a sentence without a full stop."""
 
 def why_no_conv_kernels(major: int, minor: int) -> str:
-    """Why this build has no implicit-GEMM kernel for a card of that compute capability, "" if it has."""
+    """Why this build has no implicit-GEMM kernels for a card of that compute capability, "" if it has."""
 
 def why_not_on_card(major: int, minor: int) -> str:
     """Why this build cannot run on a card of that compute capability, "" if it can."""

@@ -96,7 +96,20 @@ def _padding(
     return tuple([t // 2 for t in total]), tuple([t - t // 2 for t in total])
 
 
-def _check_word(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+def check_word(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """Refuses a word that is not known.
+
+    Args:
+        name: of what it was given for.
+        value: the word.
+        allowed: those that are known.
+
+    Raises:
+        ValueError: it is none of them.
+
+    Example:
+        >>> check_word("precision", "tf32", PRECISIONS)
+    """
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}, but it is one of {', '.join(allowed)}")
 
@@ -134,10 +147,10 @@ def normalise(
             "spatial…), or (C, K / groups, spatial…) if transposed, with 1 to 3 spatial dimensions"
         )
     rank = weight.dim() - 2
-    _check_word("padding_mode", padding_mode, PADDING_MODES)
+    check_word("padding_mode", padding_mode, PADDING_MODES)
     if precision is not None:
-        _check_word("precision", precision, PRECISIONS)
-    _check_word("algorithm", algorithm, ALGORITHMS)
+        check_word("precision", precision, PRECISIONS)
+    check_word("algorithm", algorithm, ALGORITHMS)
     if transposed and padding_mode != "zeros":
         raise ValueError(f"padding_mode={padding_mode!r} is for convolutions; a transposed one takes 'zeros'")
     if memory_format is not None:

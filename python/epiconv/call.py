@@ -1,8 +1,9 @@
 """One call, prepared: which path runs for tensors of one form, and the same in plain torch operations.
 
 A `Call` is prepared once for tensors of one form (shapes, strides, dtypes, device) and then run on any
-such tensors; it holds none of them. It takes the implicit GEMM where that can run; otherwise torch's
-convolution with one pass behind it. `decompose` computes the same with plain torch operations.
+such tensors; it holds none of them. It takes the implicit GEMM where that can run and torch's convolution
+with one pass behind it is not faster; otherwise the latter. `decompose` computes the same with plain torch
+operations.
 """
 
 from collections.abc import Sequence
@@ -86,8 +87,6 @@ class Call:
         reason = why_not_on(input.device) or why_not_computed(input.dtype, self.arguments)
         if reason:
             return reason
-        if 0 in self.shape or input.numel() == 0 or weight.numel() == 0:
-            return "a tensor is empty"
         given = [tensor for tensor in (input, weight, bias, *operands) if tensor is not None]
         if any(type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ for tensor in given):
             return "a tensor is of a subclass with rules of its own"  # and may have no memory

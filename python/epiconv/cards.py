@@ -1,6 +1,7 @@
 """What NVIDIA cards can do at most: the floor under a problem's time.
 
-Rates of the tensor cores, dense, with accumulation in float32; "fp32" is the rate without them.
+Rates of the tensor cores, dense, with accumulation in float32. "fp32" is a third of TF32's, since three
+TF32 products make one of float32; without tensor cores these cards multiply at less than half of that.
 """
 
 from dataclasses import dataclass
@@ -41,9 +42,9 @@ class Card:
         return (by_flops, "FLOPs") if by_flops > by_bytes else (by_bytes, "bytes")
 
 
-def _rates(fp32: float, tf32: float, half: float, fp64: float) -> dict[str, float]:
+def _rates(tf32: float, half: float, fp64: float) -> dict[str, float]:
     return {
-        "fp32": fp32 * 1e12,
+        "fp32": tf32 / 3 * 1e12,
         "tf32": tf32 * 1e12,
         "bf16": half * 1e12,
         "fp16": half * 1e12,
@@ -58,13 +59,13 @@ _H100: Final = "NVIDIA H100 Tensor Core GPU datasheet, without sparsity"
 _A100: Final = "NVIDIA A100 Tensor Core GPU datasheet, without sparsity"
 
 CARDS: Final[dict[str, Card]] = {
-    "NVIDIA H200": Card(4.24e12, _rates(67, 456, 936, 67), _H200 + "; fp32 and fp64 from the datasheet"),
-    "NVIDIA H100 80GB HBM3": Card(3.35e12, _rates(67, 494.5, 989.5, 67), _H100),
-    "NVIDIA H100 NVL": Card(3.9e12, _rates(60, 417.5, 835.5, 60), _H100),
-    "NVIDIA H100 PCIe": Card(2.0e12, _rates(51, 378, 756.5, 51), _H100),
-    "NVIDIA A100-SXM4-80GB": Card(2.039e12, _rates(19.5, 156, 312, 19.5), _A100),
-    "NVIDIA A100-SXM4-40GB": Card(1.555e12, _rates(19.5, 156, 312, 19.5), _A100),
-    "NVIDIA A100 80GB PCIe": Card(1.935e12, _rates(19.5, 156, 312, 19.5), _A100),
-    "NVIDIA A100-PCIE-40GB": Card(1.555e12, _rates(19.5, 156, 312, 19.5), _A100),
+    "NVIDIA H200": Card(4.24e12, _rates(456, 936, 67), _H200 + "; fp64 from the datasheet"),
+    "NVIDIA H100 80GB HBM3": Card(3.35e12, _rates(494.5, 989.5, 67), _H100),
+    "NVIDIA H100 NVL": Card(3.9e12, _rates(417.5, 835.5, 60), _H100),
+    "NVIDIA H100 PCIe": Card(2.0e12, _rates(378, 756.5, 51), _H100),
+    "NVIDIA A100-SXM4-80GB": Card(2.039e12, _rates(156, 312, 19.5), _A100),
+    "NVIDIA A100-SXM4-40GB": Card(1.555e12, _rates(156, 312, 19.5), _A100),
+    "NVIDIA A100 80GB PCIe": Card(1.935e12, _rates(156, 312, 19.5), _A100),
+    "NVIDIA A100-PCIE-40GB": Card(1.555e12, _rates(156, 312, 19.5), _A100),
 }
 """By the name that `torch.cuda.get_device_name` gives."""

@@ -75,11 +75,12 @@ def fused_conv_epilogue(
             operands; or one called with its operands. Operands broadcast against the result as in torch
             and may not grow it: one value per channel is (K, 1, 1). 0-d CPU tensors go with any device
             and are read at each call.
-        precision: math of float32 convolutions: "ieee", "tf32", "bf16" or "fp16", accumulated in
-            float32. None: TF32 exactly when `torch.backends.cudnn.conv.fp32_precision == "tf32"`.
+        precision: what float32 convolutions multiply: "ieee" (float32), "tf32", "bf16" or "fp16",
+            accumulated in float32. None: TF32 when `torch.backends.cudnn.conv.fp32_precision == "tf32"`,
+            else float32; it is read at each call.
         algorithm: "auto"; "implicit_gemm" for one kernel with the epilogue in it, or an error that says
             why there is none; "cudnn" for torch's convolution on the card and one pass behind it. "auto"
-            is the first where it can run.
+            is the first where it can run and a pass behind another convolution is not faster.
         memory_format: of the result, `torch.contiguous_format` or channels_last. None: channels_last if
             input or weight is, as torch's convolutions. An operand's layout never counts.
         dtype: of the result, floating. None: what torch's type promotion gives the chain.

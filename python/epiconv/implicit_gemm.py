@@ -2,8 +2,16 @@
 
 What is decided here, each refusal with a reason: the card, and what no kernel computes. Whether a kernel
 can run a given problem and program is decided by the core, which answers with a plan or with its reason.
+
+The environment variable EPICONV_KERNELS says of which family kernels are planned. It is read once, when
+this module is imported; what is none of these words raises a ValueError then:
+
+- "any", as without the variable: whichever is fastest.
+- "sm80": those that take any convolution, on any card of compute capability 8.0 or newer.
+- "sm90": those made for compute capability 9.0, which take some.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache, partial
@@ -12,7 +20,7 @@ from typing import Any, Final, NoReturn
 import torch
 
 from epiconv import _core, _torch_private
-from epiconv.arguments import ConvArguments
+from epiconv.arguments import ConvArguments, check_word
 from epiconv.convolution import output_maker
 from epiconv.core_tensors import address, dtype_name, operand_layout, operand_reader
 from epiconv.fallback import why_not_fused
@@ -22,13 +30,14 @@ from epiconv.program import Program
 RunCall = Callable[..., torch.Tensor]
 """Takes input, weight, bias, operands and, if a module calls, its packed weights."""
 
-_ALIGNMENT: Final = 16  # bytes, of addresses that TMA reads
-_MOST_STRIDE: Final = 4  # of a transposed convolution
-_SLOW_EPILOGUE: Final = (
-    "the kernel's interpreter would take longer over this epilogue than a pass behind another convolution; "
-    "algorithm='implicit_gemm' runs it all the same"
-)
+_ALIGNMENT: Final = 16  # bytes; no kernel asks more of an address
 _MATHS: Final = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+_MATHS_OF_SETTINGS: Final = ("tf32", "ieee")  # of float32, by torch's setting
+
+FAMILY: Final = os.environ.get("EPICONV_KERNELS", "any")
+"""Of the kernels that are planned."""
+
+check_word("EPICONV_KERNELS", FAMILY, ("any", "sm80", "sm90"))
 
 
 @lru_cache(maxsize=64)
@@ -59,34 +68,9 @@ def why_not_computed(dtype: torch.dtype, arguments: ConvArguments) -> str:
         >>> why_not_computed(torch.float64, arguments)
         'the kernels do not multiply float64'
     """
-    rank = len(arguments.stride)
     if arguments.algorithm == "cudnn":
         return "algorithm='cudnn' asks for torch's convolution"
-    if rank > 2:
-        return f"the kernels have 1 or 2 spatial dimensions, not {rank}"
-    stride, dilation = arguments.stride, arguments.dilation
-    if arguments.transposed:
-        if any(step > _MOST_STRIDE for step in stride):
-            return f"the kernels have transposed convolutions up to stride {_MOST_STRIDE}, not {stride}"
-        if any(step != 1 for step in dilation):
-            return f"the kernels have no transposed convolutions with dilation, and dilation is {dilation}"
-    elif any(step != 1 for step in stride):
-        return f"the kernels have stride 1, not {stride}"
-    if arguments.groups != 1:
-        return f"the kernels have no groups, and groups is {arguments.groups}"
-    if dtype == torch.float64:
-        return "the kernels do not multiply float64"
-    if arguments.precision == "ieee":
-        return "precision='ieee' is not for tensor cores: 'tf32', 'bf16' and 'fp16' are"
-    return ""
-
-
-def why_not_set() -> str:
-    """Why float32 convolutions without a precision do not go to tensor cores, "" if they do."""
-    setting = _torch_private.conv_precision()
-    if setting == "tf32":
-        return ""
-    return f"torch.backends.cudnn.conv.fp32_precision is {setting!r}: give precision='tf32', 'bf16' or 'fp16'"
+    return "the kernels do not multiply float64" if dtype == torch.float64 else ""
 
 
 def refuse(reason: str) -> NoReturn:
@@ -103,7 +87,7 @@ class ImplicitGemm:
 
     Args:
         problem: extents of the convolution.
-        input, weight, bias, operands: tensors of the form, none of them empty.
+        input, weight, bias, operands: tensors of the form.
         program: the epilogue.
         arguments: `normalise`d; `why_not_computed` has no reason.
         shape, dtype, memory_format: of the result; (K, P, Q) where the input has no batch dimension.
@@ -128,8 +112,8 @@ class ImplicitGemm:
         memory_format: torch.memory_format,
         otherwise: RunCall,
     ) -> None:
-        self._reads_setting = input.dtype == torch.float32 and arguments.precision is None
-        math = _MATHS.get(input.dtype) or arguments.precision or "tf32"
+        self._math = _MATHS.get(input.dtype) or arguments.precision  # None: torch's setting decides
+        self._maths = (self._math,) if self._math else _MATHS_OF_SETTINGS
         batched = input if input.dim() == weight.dim() else input.unsqueeze(0)
         make_output = output_maker(shape, dtype, input.device, memory_format)
         output = output_maker(shape, dtype, torch.device("meta"), memory_format)()
@@ -139,18 +123,19 @@ class ImplicitGemm:
         operand_layouts = [operand_layout(operand) for operand in operands]
         wanted = (dtype_name(dtype), (output if batched is input else output.unsqueeze(0)).stride())
 
-        def make_plan(alignment: int) -> "_core.ConvPlan | str":
-            mode, core = arguments.padding_mode, program.core
+        def make_plan(math: str, alignment: int) -> "_core.ConvPlan | str":
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
                 plan = _core.make_conv_plan(
-                    problem, math, *given, alignment, mode, core, bias_layout, operand_layouts, *wanted
+                    *(problem, math, *given, alignment, arguments.padding_mode, program.core),
+                    *(bias_layout, operand_layouts, *wanted),
+                    *(torch.cuda.get_device_capability(device), FAMILY),
                 )
-            if arguments.algorithm == "auto" and not isinstance(plan, str) and not plan.hides_epilogue:
-                return _SLOW_EPILOGUE
+            if arguments.algorithm == "auto" and not isinstance(plan, str) and plan.why_slower:
+                return f"{plan.why_slower}; algorithm='implicit_gemm' runs it all the same"
             return plan
 
         self._make_plan = make_plan
-        self._plans: dict[int, _core.ConvPlan | str] = {}
+        self._plans: dict[tuple[str, int], _core.ConvPlan | str] = {}
         self.run = self._prepare_run(weight, operands, input.device, make_output, otherwise)
 
     def plan(self, input: torch.Tensor) -> "_core.ConvPlan | str":
@@ -159,9 +144,8 @@ class ImplicitGemm:
         Args:
             input: of the form.
         """
-        if self._reads_setting and (reason := why_not_set()):
-            return reason
-        return self._plan_at(address(input))
+        math = self._math or ("tf32" if _torch_private.conv_precision() == "tf32" else "ieee")
+        return self._plan_at(math, address(input))
 
     def why_never(self, input: torch.Tensor) -> str:
         """Why no input of the form can run, whatever its address and the settings; "" if one may.
@@ -169,17 +153,19 @@ class ImplicitGemm:
         Args:
             input: of the form.
         """
-        if self._reads_setting and why_not_set():
-            return ""  # nothing is planned that may never run
+        location, plan = address(input), self.plan(input)
         # An address that the kernels cannot do anything with says nothing about others.
-        plan = self._plan_at(address(input))
-        return plan if isinstance(plan, str) and address(input) % _ALIGNMENT == 0 else ""
+        if not isinstance(plan, str) or location % _ALIGNMENT != 0:
+            return ""
+        never = all(isinstance(self._plan_at(math, location), str) for math in self._maths)
+        return plan if never else ""
 
-    def _plan_at(self, location: int) -> "_core.ConvPlan | str":
-        alignment = min(location & -location, _ALIGNMENT)
-        plan = self._plans.get(alignment)
+    def _plan_at(self, math: str, location: int) -> "_core.ConvPlan | str":
+        # An empty tensor may lie at 0, which everything divides.
+        key = math, min(location & -location, _ALIGNMENT) or _ALIGNMENT
+        plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[alignment] = self._make_plan(alignment)
+            plan = self._plans[key] = self._make_plan(*key)
         return plan
 
     def _prepare_run(
@@ -195,16 +181,18 @@ class ImplicitGemm:
         conv_precision = _torch_private.conv_precision
         index = device.index
         addresses = operand_reader(planned_operands)
-        reads_setting = self._reads_setting
+        own_math = self._math
         last_bits = _ALIGNMENT - 1
         has_versions = not planned_weight.is_inference()
         is_kept = has_versions and not planned_weight.requires_grad
-        # By the last bits of the input's address: launch, find, find_owned, make_workspace; launch is None
-        # where no kernel takes such an address, make_workspace where it takes none.
-        prepared: list[tuple[Any, Any, Any, Any] | None] = [None] * _ALIGNMENT
+        # By the math and the last bits of the input's address: launch, find, find_owned, make_workspace;
+        # launch is None where no kernel runs so, make_workspace where it takes none.
+        prepared: dict[str, list[tuple[Any, Any, Any, Any] | None]] = {
+            math: [None] * _ALIGNMENT for math in self._maths
+        }
 
-        def prepare(source: int, weight: torch.Tensor) -> tuple[Any, Any, Any, Any]:
-            plan = self._plan_at(source)
+        def prepare(math: str, source: int, weight: torch.Tensor) -> tuple[Any, Any, Any, Any]:
+            plan = self._plan_at(math, source)
             if isinstance(plan, str):
                 return None, None, None, None
             size = plan.workspace_bytes
@@ -225,12 +213,11 @@ class ImplicitGemm:
             operands: Sequence[torch.Tensor],
             owner: OwnPackedWeights | None = None,
         ) -> torch.Tensor:
-            if reads_setting and conv_precision() != "tf32":
-                return otherwise(input, weight, bias, operands, owner)
+            math = own_math or ("tf32" if conv_precision() == "tf32" else "ieee")
             source = address(input)
-            found = prepared[source & last_bits]
+            found = prepared[math][source & last_bits]
             if found is None:
-                found = prepared[source & last_bits] = prepare(source, weight)
+                found = prepared[math][source & last_bits] = prepare(math, source, weight)
             launch, find, find_owned, make_workspace = found
             if launch is None:
                 return otherwise(input, weight, bias, operands, owner)

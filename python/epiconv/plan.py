@@ -32,9 +32,11 @@ class Plan:
             "torch": plain torch operations.
         convolution: what torch computes the convolution with, "cudnn" among others; "" where torch does
             not tell, and for path "implicit_gemm".
-        kernel: name of the kernel, or of the pass; for path "torch" how many operations there are.
+        kernel: name of the kernel, or of the pass, "none" where the result is empty; for path "torch" how
+            many operations there are.
+        why: for path "implicit_gemm" why this kernel and no other; else "".
         packing: for path "implicit_gemm" the format and size of the packed weight, and where it is kept;
-            else "".
+            "" where none is, and for other paths.
         refused: (path, reason) of the paths that are not taken.
         program: text of the epilogue.
         shape: of the result, (N, K, spatial…) or (K, spatial…).
@@ -45,7 +47,8 @@ class Plan:
         bytes_moved: what this path reads and writes: the convolution's tensors once, then the pass's; for
             path "implicit_gemm" the packed weight and each other tensor once. For path "torch" it is
             `least_bytes`, since torch's operations are not counted.
-        least_bytes: what any path has to: each tensor that is given or returned, once.
+        least_bytes: what any path has to: each tensor that is given or returned, once; nothing where the
+            result is empty.
         math: of the multiplications: "fp64", "fp32", "tf32", "bf16" or "fp16".
         floor_ms: the least time on this card, max(least_bytes / bandwidth, flops / rate); None where the
             rates are not known.
@@ -55,6 +58,7 @@ class Plan:
     path: str
     convolution: str
     kernel: str
+    why: str
     packing: str
     refused: tuple[tuple[str, str], ...]
     program: str
@@ -74,6 +78,7 @@ class Plan:
         rows = [
             ("path", f"{self.path}{by}"),
             ("kernel", self.kernel),
+            *([("why", self.why)] if self.why else []),
             *([("packing", self.packing)] if self.packing else []),
             *[("not", f"{path}: {reason}") for path, reason in self.refused],
             ("program", self.program or "(none)"),
@@ -139,16 +144,19 @@ def explain(
     tensors = [tensor for tensor in (input, weight, bias, *operands) if tensor is not None]
     why_torch = _why_torch(call, tensors)
     result = call.empty_result(torch.device("meta"))
-    least = _bytes([*tensors, result])
+    is_empty = result.numel() == 0
+    least = 0 if is_empty else _bytes([*tensors, result])
     gemm = why_torch or call.implicit_gemm(input)
     if isinstance(gemm, str) and algorithm == "implicit_gemm":
         refuse(gemm)
-    packing = ""
+    why = packing = ""
     if not isinstance(gemm, str):
-        path, kernel, packing = "implicit_gemm", gemm.kernel, _packing(gemm, weight)
-        moved = least - _bytes([weight]) + gemm.packed_bytes
+        path, kernel, why, packing = "implicit_gemm", gemm.kernel, gemm.why_kernel, _packing(gemm, weight)
+        moved = 0 if is_empty else least - _bytes([weight]) + gemm.packed_bytes
     elif why_torch:
         path, kernel, moved = "torch", _torch_operations(bias is not None, len(program.steps)), least
+    elif is_empty:
+        path, kernel, moved = _path(device), "none", 0
     else:
         planned = call.explain_pass(input, weight, bias, operands)
         path, kernel = _path(device), planned.kernel
@@ -159,6 +167,7 @@ def explain(
         path=path,
         convolution="" if path == "implicit_gemm" else _convolution(input, weight, call),
         kernel=kernel,
+        why=why,
         packing=packing,
         refused=_refused(device, path, why_torch, gemm),
         program=program.text,
@@ -200,6 +209,8 @@ def _refused(
 
 
 def _packing(plan: "_core.ConvPlan", weight: torch.Tensor) -> str:
+    if plan.packed_bytes == 0:
+        return ""
     if weight.is_inference() or weight.requires_grad:
         kept = "in every call, and kept by modules only" if not weight.is_inference() else "in every call"
     else:

@@ -1,5 +1,5 @@
-// ConvPlan: a convolution with its epilogue in one kernel, for tensors of one form; or the reason why there
-// is no such kernel.
+// ConvPlan: a convolution with its epilogue on kernels of this library, for tensors of one form; or the
+// reason why they do not take it.
 #pragma once
 
 #include <cstddef>
@@ -16,11 +16,22 @@
 
 namespace epiconv {
 
-// What the tensor cores multiply; they add in float32.
-enum class ConvMath : std::uint8_t { kTf32, kBf16, kFp16 };
+// What the tensor cores multiply; they add in float32. kIeee: float32, of which a product is three of TF32.
+enum class ConvMath : std::uint8_t { kTf32, kBf16, kFp16, kIeee };
 
 // What lies around the input. As torch.nn.functional.pad, which pads by at most one extent.
 enum class PaddingMode : std::uint8_t { kZeros, kReflect, kReplicate, kCircular };
+
+struct ComputeCapability {
+  int major = 0, minor = 0;
+};
+
+// Families of kernels.
+enum class ConvFamily : std::uint8_t {
+  kAny,   // whichever is fastest
+  kSm80,  // any convolution, on any card from compute capability 8.0 on
+  kSm90,  // some, on 9.0
+};
 
 struct ConvPlanProblem {
   ConvProblem conv;
@@ -34,6 +45,8 @@ struct ConvPlanProblem {
   std::vector<OperandLayout> operands;
   DType output_dtype = DType::kFloat32;
   Extents output_strides;
+  ComputeCapability card;
+  ConvFamily family = ConvFamily::kAny;
 };
 
 struct ConvPointers {
@@ -58,20 +71,21 @@ struct WeightSource {
 class EPICONV_API ConvPlan {
  public:
   // nullopt, with a sentence in `why_not`, where no kernel computes it. Throws InvalidArgument when shapes do
-  // not fit.
+  // not fit. An output without elements has a plan that does nothing.
   static std::optional<ConvPlan> make(const ConvPlanProblem& problem, std::string& why_not);
   ~ConvPlan();
   ConvPlan(ConvPlan&&) noexcept;
   ConvPlan& operator=(ConvPlan&&) noexcept;
 
   // What runs: "fprop_sm90_tf32_tma_f32_static"; "dgrad" for a transposed convolution. With a GroupNorm
-  // "…_recomputing", which computes everything twice and stores once, or "…_with_statistics" and the pass
-  // that normalises what that stored.
+  // "…_holding", which keeps an image until its statistics are complete, "…_recomputing", which computes
+  // everything twice and stores once, or "…_with_statistics" and the pass that normalises what that stored.
   const std::string& kernel() const;
+  // Why it is this kernel and no other.
+  const std::string& why_kernel() const;
+  // Why a pass behind another convolution is faster, "" if it is not.
+  const std::string& why_slower() const;
   std::size_t workspace_bytes() const;
-  // Whether the epilogue is computed over whole tiles, by a static evaluator or step by step, and is short
-  // enough for that. Else a pass of its own behind another convolution is faster.
-  bool hides_epilogue() const;
   // Weights packed for one plan serve every plan with the same format.
   const std::string& weight_format() const;
   std::size_t packed_bytes() const;
@@ -86,7 +100,7 @@ class EPICONV_API ConvPlan {
   std::unique_ptr<const State> state_;
 };
 
-// Why this build has no convolution kernels for a card of that compute capability, "" if it has.
-EPICONV_API std::string why_no_conv_kernels(int major, int minor);
+// Why this build has no convolution kernels for a card, "" if it has.
+EPICONV_API std::string why_no_conv_kernels(const ComputeCapability& card);
 
 }  // namespace epiconv

@@ -34,15 +34,17 @@ struct PartSteps {
   }
 };
 
-template <typename TheShape, bool kHasSlots>
+// kSlots: values that it can keep besides the accumulator.
+template <typename TheShape, int kSlots>
 struct Interpreted {
   using Shape = TheShape;
   using T = typename Shape::T;
   using Values = T[Shape::kCount];
-  static constexpr int kBlocks = kHasSlots ? 1 : 2;
+  static constexpr int kBlocks = kSlots > 0 ? 1 : 2;
   static constexpr bool kMayHaveNorm = true;
   static constexpr bool kKeepsNan = false;  // a NaN always makes one of what comes before the norm
   static constexpr bool kIsStatic = false;
+  static constexpr bool kIsChain = kSlots == 0;
   // In double, clamping by infinities would cost more than the steps that it saves.
   static constexpr bool kTakesFoldedSteps = std::is_same_v<T, float>;
 
@@ -63,9 +65,8 @@ struct Interpreted {
   static constexpr int kWord = Shape::kWord;
   static constexpr int kWords = Shape::kWords;
   static constexpr int kCount = Shape::kCount;
-  static constexpr int kNumSlots = kHasSlots ? kMaxLiveValues : 0;
   struct Slots {
-    Values values[kHasSlots ? kMaxLiveValues : 1];
+    Values values[kSlots > 0 ? kSlots : 1];
   };
 
   static __device__ __forceinline__ void run_step(const Chunk<Shape>& chunk, const Step<T>& step, int fetches,
@@ -87,7 +88,7 @@ struct Interpreted {
     }
     Values b;
     fetch(chunk, step, 1, slots, accumulator, b);
-    if constexpr (kHasSlots) {
+    if constexpr (kSlots > 0) {
       Values c;
       fetch(chunk, step, 2, slots, accumulator, c);
       if (fetches & kFetchA) fetch(chunk, step, 0, slots, accumulator, accumulator);
@@ -150,7 +151,7 @@ struct Interpreted {
   static __device__ __forceinline__ void copy_to_slot(Slots& slots, int slot, const Values& values) {
     if (slot < 0) return;
 #pragma unroll
-    for (int s = 0; s < kNumSlots; ++s) {
+    for (int s = 0; s < kSlots; ++s) {
       if (s != slot) continue;
 #pragma unroll
       for (int j = 0; j < kCount; ++j) slots.values[s][j] = values[j];
@@ -164,12 +165,12 @@ struct Interpreted {
     const int index = step.index[k];
     if (source == Source::kOperand) {
       chunk.load(chunk.pass.operands[index], argument);
-    } else if (kHasSlots && source == Source::kAccumulator) {
+    } else if (kSlots > 0 && source == Source::kAccumulator) {
 #pragma unroll
       for (int j = 0; j < kCount; ++j) argument[j] = accumulator[j];
-    } else if (kHasSlots && source == Source::kSlot) {
+    } else if (kSlots > 0 && source == Source::kSlot) {
 #pragma unroll
-      for (int s = 0; s < kNumSlots; ++s) {
+      for (int s = 0; s < kSlots; ++s) {
         if (s != index) continue;
 #pragma unroll
         for (int j = 0; j < kCount; ++j) argument[j] = slots.values[s][j];

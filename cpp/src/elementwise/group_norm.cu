@@ -50,8 +50,9 @@ template <typename T>
 struct FinishParameters {
   const T* means;
   const T* squares;
-  std::int64_t size;  // elements that a stream has in all
-  std::int64_t tile;  // elements that a stream has in a tile, except the last
+  const float* counts;  // elements of each tile, (sample, tile); or nullptr, and
+  std::int64_t size;    // elements that a stream has in all
+  std::int64_t tile;    // elements that a stream has in a tile, except the last
   std::int32_t tiles;
   std::int32_t streams;        // of a sample
   std::int32_t group_streams;  // of a group
@@ -80,8 +81,11 @@ __global__ void __launch_bounds__(kBlockThreads)
     const std::int64_t stream = group * parameters.group_streams + i % parameters.group_streams;
     const std::int64_t entry =
         (static_cast<std::int64_t>(sample) * parameters.tiles + tile) * parameters.streams + stream;
-    const std::int64_t count = min(parameters.tile, parameters.size - tile * parameters.tile);
-    moments.merge({static_cast<double>(count), parameters.means[entry], parameters.squares[entry]});
+    const double count =
+        parameters.counts != nullptr
+            ? parameters.counts[static_cast<std::int64_t>(sample) * parameters.tiles + tile]
+            : static_cast<double>(min(parameters.tile, parameters.size - tile * parameters.tile));
+    moments.merge({count, parameters.means[entry], parameters.squares[entry]});
   }
   moments = merge_block(moments);
   __shared__ double mean, scale;
@@ -110,6 +114,34 @@ __global__ void __launch_bounds__(kBlockThreads)
     parameters.scale_table[entry] = static_cast<T>(scale * weight);
     parameters.shift_table[entry] = static_cast<T>(shift - (rounded + mean) * scale * weight);
   }
+}
+
+// Of statistics that are set in `finish`; the tables of the norm's operands are `distance` entries apart.
+template <typename T>
+void launch_finish(const GroupNormShape& norm, FinishParameters<T>& finish, T* tables, std::int64_t distance,
+                   PassPointers& pointers, void* stream) {
+  finish.groups = static_cast<std::int32_t>(norm.groups);
+  finish.channels = static_cast<std::int32_t>(norm.channels);
+  finish.epsilon = norm.epsilon;
+  if (norm.weight_operand >= 0) finish.weight = pointers.operands[norm.weight_operand];
+  if (norm.shift_operand >= 0) finish.shift = pointers.operands[norm.shift_operand];
+  finish.weight_dtype = norm.weight_dtype;
+  finish.shift_dtype = norm.shift_dtype;
+  finish.weight_stride = norm.weight_stride;
+  finish.shift_stride = norm.shift_stride;
+  finish.mean_table = tables;
+  finish.scale_table = tables + distance;
+  finish.shift_table = tables + 2 * distance;
+  void* arguments[] = {&finish};
+  Pass named;  // for an error
+  named.walk.rank = 2;
+  named.walk.extents[0] = norm.samples;
+  named.walk.extents[1] = norm.groups;
+  launch_kernel("finish_group_norm", "", named, reinterpret_cast<const void*>(&finish_group_norm<T>),
+                norm.samples * norm.groups, kBlockThreads, arguments, stream);
+  pointers.operands[kMeanOperand] = finish.mean_table;
+  pointers.operands[kScaleOperand] = finish.scale_table;
+  pointers.operands[kShiftOperand] = finish.shift_table;
 }
 
 template <typename Parameters>
@@ -147,24 +179,7 @@ void launch(const Pass& pass, const PassKernels& kernels, PassPointers& pointers
   finish.tiles = static_cast<std::int32_t>(layout.tiles);
   finish.streams = static_cast<std::int32_t>(layout.streams);
   finish.group_streams = norm.channels_last ? group_channels : 1;
-  finish.groups = static_cast<std::int32_t>(norm.groups);
-  finish.channels = static_cast<std::int32_t>(norm.channels);
-  finish.epsilon = norm.epsilon;
-  if (norm.weight_operand >= 0) finish.weight = pointers.operands[norm.weight_operand];
-  if (norm.shift_operand >= 0) finish.shift = pointers.operands[norm.shift_operand];
-  finish.weight_dtype = norm.weight_dtype;
-  finish.shift_dtype = norm.shift_dtype;
-  finish.weight_stride = norm.weight_stride;
-  finish.shift_stride = norm.shift_stride;
-  finish.mean_table = tables;
-  finish.scale_table = tables + layout.table;
-  finish.shift_table = tables + 2 * layout.table;
-  void* finish_arguments[] = {&finish};
-  launch_kernel("finish_group_norm", "", pass, reinterpret_cast<const void*>(&finish_group_norm<T>),
-                norm.samples * norm.groups, kBlockThreads, finish_arguments, stream);
-  pointers.operands[kMeanOperand] = finish.mean_table;
-  pointers.operands[kScaleOperand] = finish.scale_table;
-  pointers.operands[kShiftOperand] = finish.shift_table;
+  launch_finish(norm, finish, tables, layout.table, pointers, stream);
 }
 
 }  // namespace
@@ -178,6 +193,18 @@ void launch_group_norm_statistics(const Pass& pass, const PassKernels& kernels, 
                                   void* stream) {
   visit_parameters(kernels,
                    [&]<typename Parameters>() { launch<Parameters>(pass, kernels, pointers, stream); });
+}
+
+void finish_statistics(const GroupNormShape& norm, const TileMoments& moments, float* tables,
+                       PassPointers& pointers, void* stream) {
+  FinishParameters<float> finish{};
+  finish.means = moments.means;
+  finish.squares = moments.squares;
+  finish.counts = moments.counts;
+  finish.tiles = static_cast<std::int32_t>(moments.rows);
+  finish.streams = static_cast<std::int32_t>(norm.channels);
+  finish.group_streams = static_cast<std::int32_t>(norm.channels / norm.groups);
+  launch_finish(norm, finish, tables, norm.samples * norm.channels, pointers, stream);
 }
 
 }  // namespace epiconv

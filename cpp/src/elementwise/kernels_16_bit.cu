@@ -9,9 +9,8 @@ const PassKernels& kernels_16_bit(const LoweredProgram& program) {
   using OfChain = ShapeOf16Bit<3>;
   using OfDag = ShapeOf16Bit<1>;
   if (const PassKernels* found = find_static_kernels<OfStatic>(program, Recipes{})) return *found;
-  if (program.is_chain())
-    return kernels_of_evaluator<Interpreted<OfChain, false>, true>("f32_interpreted_chain");
-  return kernels_of_evaluator<Interpreted<OfDag, true>, true>("f32_interpreted_dag");
+  if (program.is_chain()) return kernels_of_evaluator<Interpreted<OfChain, 0>, true>("f32_interpreted_chain");
+  return kernels_of_evaluator<Interpreted<OfDag, kMaxLiveValues>, true>("f32_interpreted_dag");
 }
 
 }  // namespace epiconv

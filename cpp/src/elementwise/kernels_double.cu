@@ -3,7 +3,7 @@
 namespace epiconv {
 
 const PassKernels& kernels_double(const LoweredProgram&) {
-  return kernels_of_evaluator<Interpreted<ShapeOfDouble, true>, true>("f64_interpreted");
+  return kernels_of_evaluator<Interpreted<ShapeOfDouble, kMaxLiveValues>, true>("f64_interpreted");
 }
 
 }  // namespace epiconv

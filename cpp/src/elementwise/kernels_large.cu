@@ -3,7 +3,7 @@
 namespace epiconv {
 
 const PassKernels& kernels_large(const LoweredProgram&) {
-  return kernels_of_evaluator<Interpreted<ShapeOfLarge, true>, true>("f32_interpreted_large");
+  return kernels_of_evaluator<Interpreted<ShapeOfLarge, kMaxLiveValues>, true>("f32_interpreted_large");
 }
 
 }  // namespace epiconv

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 
 #include "device/chunk.h"
 #include "device/program_steps.h"
@@ -38,6 +39,9 @@ Parameters prepare_parameters(const Pass& pass, const PassKernels& kernels, bool
   const auto tensor_ref = [&](const Access& access) {
     typename Parameters::Tensor ref{
         nullptr, {}, access.dtype, pattern_of(access, walk, kernels.word, words_are_aligned)};
+    // Where intermediates are float, float64 comes as one element for all, and is loaded for each.
+    const bool is_double = std::is_same_v<typename Parameters::T, double>;
+    if (access.dtype == DType::kFloat64 && !is_double) ref.pattern = Pattern::kScattered;
     for (int d = 0; d < walk.rank; ++d) ref.strides[unused + d] = static_cast<Index>(access.strides[d]);
     return ref;
   };

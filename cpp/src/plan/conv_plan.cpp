@@ -1,210 +1,14 @@
 #include "epiconv/conv_plan.h"
 
 #include <algorithm>
-#include <limits>
-#include <string_view>
 #include <utility>
 
-#include "elementwise/epilogue_pass.h"
+#include "epiconv/device.h"
 #include "epiconv/error.h"
-#include "plan/operand_strides.h"
-#include "plan/pass_plan.h"
-#include "sm90/halo_conv.h"
+#include "plan/conv_engine.h"
 
 namespace epiconv {
 namespace {
-
-constexpr std::int64_t kMaxInt = std::numeric_limits<std::int32_t>::max();
-
-std::string_view name_of(ConvMath math) {
-  return math == ConvMath::kTf32 ? "tf32" : math == ConvMath::kBf16 ? "bf16" : "fp16";
-}
-
-bool multiplies(ConvMath math, DType input) {
-  if (input == DType::kFloat32) return true;
-  return input == (math == ConvMath::kBf16 ? DType::kBFloat16 : DType::kFloat16) && math != ConvMath::kTf32;
-}
-
-bool all_are(const Extents& values, std::int64_t wanted) {
-  return std::all_of(values.begin(), values.end(), [&](std::int64_t value) { return value == wanted; });
-}
-
-// What no kernel computes.
-std::string why_not_this_convolution(const ConvPlanProblem& problem) {
-  const ConvProblem& conv = problem.conv;
-  if (conv.spatial_rank() > 2) {
-    return concat("the kernel convolves over one or two dimensions, and this convolution has ",
-                  conv.spatial_rank());
-  }
-  if (conv.transposed()) {
-    const auto most = *std::max_element(conv.stride().begin(), conv.stride().end());
-    if (most > sm90::kMaxPhases) {
-      return concat("the kernel has transposed convolutions up to stride ", sm90::kMaxPhases, ", not ", most);
-    }
-    if (!all_are(conv.dilation(), 1)) return "the kernel has no transposed convolutions with dilation";
-    if (problem.padding_mode != PaddingMode::kZeros) {
-      return "the padding of a transposed convolution crops its output: there is nothing around the input";
-    }
-  } else if (!all_are(conv.stride(), 1)) {
-    return "the kernel has stride 1 only";
-  }
-  if (conv.groups() != 1) return concat("the kernel has one group only, and there are ", conv.groups());
-  if (!multiplies(problem.math, problem.input_dtype)) {
-    return concat("the kernel multiplies no ", dtype_name(problem.input_dtype), " in ",
-                  name_of(problem.math));
-  }
-  if (conv.C() == 0 || conv.gemm_m() == 0) return "there is nothing to compute";
-  return "";
-}
-
-// ---- One dimension is two, of which the first has one pixel.
-
-void insert_height(Extents& extents, std::int64_t value) { extents.insert(extents.begin() + 2, value); }
-
-// Strides (N, K, P, Q) or of a weight; nothing moves along a height of 1, and no word is as long as an image.
-Extents planar_strides(Extents strides) {
-  if (strides.size() == 3) insert_height(strides, strides[0]);
-  return strides;
-}
-
-ConvProblem planar_conv(const ConvProblem& conv) {
-  if (conv.spatial_rank() != 1) return conv;
-  ConvArguments planar;
-  planar.input = conv.input();
-  planar.weight = conv.weight();
-  insert_height(planar.input, 1);
-  insert_height(planar.weight, 1);
-  if (conv.has_bias()) planar.bias = Extents{conv.K()};
-  planar.stride = {1, conv.stride()[0]};
-  planar.padding_begin = {0, conv.padding_begin()[0]};
-  planar.padding_end = {0, conv.padding_end()[0]};
-  planar.dilation = {1, conv.dilation()[0]};
-  planar.groups = conv.groups();
-  planar.transposed = conv.transposed();
-  planar.output_padding = {0, conv.output_padding()[0]};
-  return ConvProblem(planar);
-}
-
-// Layouts and extents of two dimensions; the operands are the one-dimensional problem's.
-ConvPlanProblem planar_problem(const ConvPlanProblem& problem) {
-  ConvPlanProblem planar = problem;
-  planar.conv = planar_conv(problem.conv);
-  planar.input_strides = planar_strides(problem.input_strides);
-  planar.output_strides = planar_strides(problem.output_strides);
-  return planar;
-}
-
-// Index arithmetic beside the tensor cores is of 32 bits.
-std::string why_not_of_32_bits(const ConvPlanProblem& problem, const std::vector<PlacedOperand>& operands) {
-  const auto fits = [](const Extents& values, std::int64_t most) {
-    return std::all_of(values.begin(), values.end(), [&](std::int64_t value) { return value <= most; });
-  };
-  const ConvProblem& conv = problem.conv;
-  const std::int64_t reach = (conv.input()[3] - 1) * problem.input_strides[3];
-  bool all = fits(conv.input(), kMaxInt / 512) && fits(conv.weight(), kMaxInt / 512) &&
-             fits(conv.output(), kMaxInt / 512) && fits(conv.dilation(), kMaxInt / 512) &&
-             fits(conv.padding_begin(), kMaxInt / 512) && fits(problem.output_strides, kMaxInt) &&
-             reach <= kMaxInt;
-  for (const PlacedOperand& operand : operands) all = all && fits(operand.strides, kMaxInt);
-  return all ? "" : "an extent or a stride is too large for the kernel's 32-bit index arithmetic";
-}
-
-// Whether the copy engine can load the input if it lies side by side along dimension `inner`.
-bool copies_along(int inner, const ConvPlanProblem& problem) {
-  const int size = dtype_size(problem.input_dtype);
-  if (problem.padding_mode != PaddingMode::kZeros || problem.input_alignment % 16 != 0) return false;
-  for (int d = 0; d < 4; ++d) {
-    const std::int64_t stride = problem.input_strides[d];
-    if (problem.conv.input()[d] == 1) continue;
-    if (d == inner ? stride != 1 : stride <= 0 || stride * size % 16 != 0) return false;
-  }
-  return true;
-}
-
-sm90::InputLoad input_load(const ConvPlanProblem& problem) {
-  const bool converts = problem.input_dtype == DType::kFloat32 && problem.math != ConvMath::kTf32;
-  if (!converts && copies_along(1, problem)) return sm90::InputLoad::kBoxes;
-  return copies_along(3, problem) ? sm90::InputLoad::kRows : sm90::InputLoad::kGather;
-}
-
-sm90::TensorLayout tensor_layout(DType dtype, const Extents& strides) {
-  sm90::TensorLayout layout{dtype, {}};
-  std::copy(strides.begin(), strides.end(), layout.strides);
-  return layout;
-}
-
-sm90::HaloProblem halo_problem(const ConvPlanProblem& problem, DType stored, sm90::InputLoad load,
-                               bool by_image) {
-  const ConvProblem& conv = problem.conv;
-  const auto narrow = [](std::int64_t value) { return static_cast<std::int32_t>(value); };
-  return {narrow(conv.N()),
-          narrow(conv.C()),
-          narrow(conv.input()[2]),
-          narrow(conv.input()[3]),
-          narrow(conv.K()),
-          narrow(conv.weight()[2]),
-          narrow(conv.weight()[3]),
-          narrow(conv.dilation()[0]),
-          narrow(conv.dilation()[1]),
-          narrow(conv.padding_begin()[0]),
-          narrow(conv.padding_begin()[1]),
-          narrow(conv.output()[2]),
-          narrow(conv.output()[3]),
-          problem.math == ConvMath::kTf32 ? 4 : 2,
-          dtype_size(problem.input_dtype),
-          load,
-          sm90::stores_filters(tensor_layout(stored, problem.output_strides), narrow(conv.K())),
-          dtype_size(stored),
-          conv.transposed(),
-          conv.transposed() ? narrow(conv.stride()[0]) : 1,
-          conv.transposed() ? narrow(conv.stride()[1]) : 1,
-          by_image};
-}
-
-// The plan whose kernel stores elements of type `stored`, and how it loads.
-struct PlannedHalo {
-  sm90::InputLoad load;
-  sm90::HaloPlan plan;
-};
-PlannedHalo plan_halo(const ConvPlanProblem& problem, DType stored, bool by_image) {
-  const sm90::InputLoad load = input_load(problem);
-  PlannedHalo planned{load, sm90::plan_halo(halo_problem(problem, stored, load, by_image))};
-  if (load == sm90::InputLoad::kRows && !planned.plan.why_not.empty()) {  // no room for raw stages
-    const sm90::InputLoad gather = sm90::InputLoad::kGather;
-    planned = {gather, sm90::plan_halo(halo_problem(problem, stored, gather, by_image))};
-  }
-  return planned;
-}
-
-// Where the value before a GroupNorm lies until it is normalised: in the output, if that keeps all of it.
-std::size_t intermediate_bytes(const ConvPlanProblem& problem) {
-  if (problem.output_dtype == DType::kFloat32) return 0;
-  const Extents& extents = problem.conv.output();
-  std::int64_t last = 0;
-  for (std::size_t d = 0; d < extents.size(); ++d) last += (extents[d] - 1) * problem.output_strides[d];
-  return static_cast<std::size_t>(last + 1) * sizeof(float);
-}
-
-EpilogueProblem normalising_problem(const ConvPlanProblem& given) {
-  EpilogueProblem problem;
-  problem.program = given.program;
-  problem.on_cuda = true;
-  problem.extents = given.conv.output();
-  problem.input_dtype = DType::kFloat32;
-  problem.input_strides = given.output_strides;
-  problem.output_dtype = given.output_dtype;
-  problem.output_strides = given.output_strides;
-  problem.bias = given.bias;
-  problem.operands = given.operands;
-  return problem;
-}
-
-// Whether offsets from the begin of a tile's first image to the end of its last fit 32 bits.
-bool offsets_fit(const sm90::HaloGeometry& g, const Extents& strides) {
-  const std::int64_t image_positions = std::int64_t{g.image_rows.divisor} * g.pitch.divisor;
-  const std::int64_t images = sm90::kTilePixels / image_positions + 1;  // behind the first
-  return images * strides[0] + g.out_height * strides[2] + g.out_width * strides[3] <= kMaxInt;
-}
 
 void check(const ConvPlanProblem& problem) {
   const std::size_t rank = problem.conv.input().size();
@@ -215,124 +19,76 @@ void check(const ConvPlanProblem& problem) {
           dtype_name(problem.output_dtype));
 }
 
-// The order of taps follows from the phases, and those from the stride and from what it leaves of the
-// padding.
-std::string transposed_format(const ConvProblem& conv) {
-  const auto dimension = [&](int d) {
-    return concat(conv.stride()[d], "+", conv.padding_begin()[d] % conv.stride()[d]);
-  };
-  return concat("/transposed/", dimension(0), "/", dimension(1));
+std::string why_not_this_math(const ConvPlanProblem& problem) {
+  const DType input = problem.input_dtype;
+  const bool is_narrow = problem.math == ConvMath::kBf16 || problem.math == ConvMath::kFp16;
+  const DType own = problem.math == ConvMath::kBf16 ? DType::kBFloat16 : DType::kFloat16;
+  if (input == DType::kFloat32 || (is_narrow && input == own)) return "";
+  return concat("the kernels multiply no ", dtype_name(input), " in ", name_of(problem.math));
 }
 
-// How a GroupNorm is computed. `restarts`: what follows it reads nothing older than what is stored or held.
-sm90::NormPlan norm_plan(const sm90::HaloPlan& plan, bool restarts) {
-  const sm90::HaloGeometry& g = plan.geometry;
-  // Where weights are streamed, the warp that would merge statistics is busy with that.
-  if (!g.weights_stay) return sm90::NormPlan::kOfStored;
-  if (restarts && sm90::Visits::can_hold(g, sm90::kMultiprocessors)) return sm90::NormPlan::kHold;
-  // Computing everything twice may take less time than storing it in float32 and reading that again.
-  const double elements = 1.0 * g.batch * g.filters * g.out_height * g.out_width;
-  const double clocks = elements * 2 * sizeof(float) / sm90::kStoreBytesPerClock;
-  return plan.statistics_clocks < clocks ? sm90::NormPlan::kRecompute : sm90::NormPlan::kOfStored;
+bool is_empty(const ConvProblem& conv) {
+  const Extents& output = conv.output();
+  return std::find(output.begin(), output.end(), 0) != output.end();
+}
+
+// The family that runs, why, and why it had better not.
+struct Chosen {
+  std::unique_ptr<const ConvEngine> engine;
+  std::string why, why_slower;
+};
+
+// On a card of compute capability 9.0 the kernels made for it are faster wherever they take a problem, with
+// the exceptions that `why_slower` knows.
+Chosen choose(const ConvPlanProblem& problem, std::string& why_not) {
+  const auto chosen = [](std::unique_ptr<const ConvEngine> engine, std::string why,
+                         const std::string& before) {
+    std::string why_slower = engine == nullptr ? "" : engine->why_slower();
+    if (!why_slower.empty()) why_slower = before + why_slower;
+    return Chosen{std::move(engine), std::move(why), std::move(why_slower)};
+  };
+  if (problem.family == ConvFamily::kSm80) {
+    return chosen(make_sm80_engine(problem, why_not), "kernels of sm_80 are asked for", "");
+  }
+  std::unique_ptr<const ConvEngine> sm90 = make_sm90_engine(problem, why_not);
+  if (problem.family == ConvFamily::kSm90) {
+    return chosen(std::move(sm90), "kernels of sm_90a are asked for", "");
+  }
+  if (sm90 != nullptr) return chosen(std::move(sm90), "made for this card, and takes the problem", "");
+  const std::string not_sm90 = concat("not one of sm_90a: ", why_not);
+  return chosen(make_sm80_engine(problem, why_not), concat("takes any convolution; ", not_sm90),
+                concat(not_sm90, "; "));
 }
 
 }  // namespace
 
 struct ConvPlan::State {
-  sm90::HaloConvProblem problem;
-  std::unique_ptr<const sm90::HaloConv> conv;
-  std::unique_ptr<const CudaPass> normalise;  // of what `conv` has stored, or nullptr
-  std::size_t intermediate_bytes = 0;         // of that, where it is not the output
-  std::string kernel;
-  std::string weight_format;
-  int rank;  // of input and weight
+  std::unique_ptr<const ConvEngine> engine;  // nullptr where the output has no elements
+  std::string kernel, why_kernel, why_slower, weight_format;
+  std::size_t rank;  // of input and weight
   std::vector<bool> operand_is_number;
 };
 
-std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& given, std::string& why_not) {
-  check(given);
-  why_not = why_no_conv_kernels(9, 0);
-  if (why_not.empty()) why_not = why_not_this_convolution(given);
+std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& problem, std::string& why_not) {
+  check(problem);
+  why_not = why_no_conv_kernels(problem.card);
+  if (why_not.empty()) why_not = why_not_this_math(problem);
   if (!why_not.empty()) return std::nullopt;
-  std::vector<PlacedOperand> operands =
-      place_operands(given.program, given.conv.output(), given.bias, given.operands);
-  for (PlacedOperand& operand : operands) operand.strides = planar_strides(operand.strides);
-  const ConvPlanProblem problem = planar_problem(given);
-  why_not = why_not_of_32_bits(problem, operands);
-  if (computes_in_double(problem.program, problem.input_dtype, problem.output_dtype, problem.operands)) {
-    why_not = "the kernel computes its epilogue in float32, and this one is in float64";
-  }
-  if (!why_not.empty()) return std::nullopt;
-
   auto state = std::make_unique<State>();
-  state->rank = static_cast<int>(given.conv.input().size());
-  LoweringOptions options;
-  options.has_bias = problem.bias.has_value();
-  options.divide_by_reciprocal = true;
-  for (const OperandLayout& operand : problem.operands) {
-    options.operand_is_number.push_back(operand.is_number);
-    state->operand_is_number.push_back(operand.is_number);
+  state->rank = problem.conv.input().size();
+  for (const OperandLayout& operand : problem.operands) state->operand_is_number.push_back(operand.is_number);
+  if (is_empty(problem.conv)) {
+    state->kernel = "none";
+    state->why_kernel = "the output has no elements";
+    return ConvPlan(std::move(state));
   }
-  sm90::HaloConvProblem& conv = state->problem;
-  conv.program = lower(problem.program, options);
-  DType stored = problem.output_dtype;
-  const bool has_norm = conv.program.has_group_norm;
-  PlannedHalo planned = plan_halo(problem, stored, has_norm);
-  why_not = planned.plan.why_not;
-  if (!why_not.empty()) return std::nullopt;
-  if (has_norm) {
-    conv.norm = make_pass(normalising_problem(given)).norm;  // whose shapes that checks
-    const bool restarts = conv.program.restarts_at_norm();
-    conv.norm_plan = norm_plan(planned.plan, restarts);
-    if (conv.norm_plan == sm90::NormPlan::kOfStored) {
-      if (!restarts) {
-        why_not =
-            "what follows the GroupNorm reads a value from before it, and computing that anew takes longer "
-            "than a pass behind another convolution";
-        return std::nullopt;
-      }
-      conv.program = conv.program.before_norm();
-      stored = DType::kFloat32;
-      planned = plan_halo(problem, stored, true);
-      why_not = planned.plan.why_not;
-      if (!why_not.empty()) return std::nullopt;
-    }
-  }
-  conv.load = planned.load;
-  const sm90::HaloGeometry& g = conv.geometry = planned.plan.geometry;
-  if (!offsets_fit(g, problem.output_strides)) {
-    why_not = "an image of the output is too large for the kernel's 32-bit index arithmetic";
-    return std::nullopt;
-  }
-  conv.transposed = problem.conv.transposed();
-  conv.math = problem.math;
-  conv.padding_mode = problem.padding_mode;
-  conv.input = tensor_layout(problem.input_dtype, problem.input_strides);
-  conv.output = tensor_layout(stored, problem.output_strides);
-  for (const PlacedOperand& operand : operands) {
-    if (!conv.program.reads(operand.place)) continue;
-    conv.operands[operand.place] = tensor_layout(operand.dtype, operand.strides);
-    conv.is_used[operand.place] = true;
-  }
-  if (in_one_kernel(conv.norm_plan)) {
-    for (const int place : {kMeanOperand, kScaleOperand, kShiftOperand}) {
-      conv.operands[place] = tensor_layout(DType::kFloat32, {problem.conv.K(), 1, 0, 0});
-      conv.is_used[place] = true;
-    }
-  }
-  state->weight_format = concat(name_of(problem.math), "/", g.row_bytes, "/", g.group_r, "x", g.group_s);
-  if (g.joint_rows > 1) state->weight_format += concat("/joint/", g.joint_rows);
-  if (problem.conv.transposed()) state->weight_format += transposed_format(problem.conv);
-  state->conv = std::make_unique<const sm90::HaloConv>(conv);
-  state->kernel = state->conv->kernel();
-  if (conv.norm_plan == sm90::NormPlan::kHold) state->kernel += "_holding";
-  if (conv.norm_plan == sm90::NormPlan::kRecompute) state->kernel += "_recomputing";
-  if (conv.norm_plan == sm90::NormPlan::kOfStored) {
-    state->normalise =
-        std::make_unique<const CudaPass>(make_pass_behind_statistics(normalising_problem(given)));
-    state->intermediate_bytes = intermediate_bytes(given);
-    state->kernel += concat("_with_statistics, elementwise_cuda_", state->normalise->kernel());
-  }
+  Chosen chosen = choose(problem, why_not);
+  if (chosen.engine == nullptr) return std::nullopt;
+  state->kernel = chosen.engine->kernel();
+  state->why_kernel = std::move(chosen.why);
+  state->why_slower = std::move(chosen.why_slower);
+  state->weight_format = chosen.engine->weight_format();
+  state->engine = std::move(chosen.engine);
   return ConvPlan(std::move(state));
 }
 
@@ -342,33 +98,26 @@ ConvPlan::ConvPlan(ConvPlan&&) noexcept = default;
 ConvPlan& ConvPlan::operator=(ConvPlan&&) noexcept = default;
 
 const std::string& ConvPlan::kernel() const { return state_->kernel; }
-std::size_t ConvPlan::workspace_bytes() const {
-  return state_->conv->workspace_bytes() + state_->intermediate_bytes;
-}
-bool ConvPlan::hides_epilogue() const { return state_->conv->hides_epilogue(); }
+const std::string& ConvPlan::why_kernel() const { return state_->why_kernel; }
+const std::string& ConvPlan::why_slower() const { return state_->why_slower; }
 const std::string& ConvPlan::weight_format() const { return state_->weight_format; }
-
+std::size_t ConvPlan::workspace_bytes() const {
+  return state_->engine == nullptr ? 0 : state_->engine->workspace_bytes();
+}
 std::size_t ConvPlan::packed_bytes() const {
-  const sm90::HaloGeometry& g = state_->problem.geometry;
-  return static_cast<std::size_t>(g.filter_groups() * packed_group_bytes(g));
+  return state_->engine == nullptr ? 0 : state_->engine->packed_bytes();
 }
 
 void ConvPlan::pack(const WeightSource& weight, void* packed, int device, void* stream) const {
-  const std::size_t rank = static_cast<std::size_t>(state_->rank);
-  require(weight.strides.size() == rank, "a weight of ", weight.strides.size(),
-          " dimensions; the plan's has ", rank);
-  Extents strides = planar_strides(weight.strides);
-  if (state_->problem.transposed) std::swap(strides[0], strides[1]);
-  sm90::pack_weights(state_->problem.geometry, state_->problem.math, weight.data,
-                     tensor_layout(weight.dtype, strides), packed, device, stream);
+  require(weight.strides.size() == state_->rank, "a weight of ", weight.strides.size(),
+          " dimensions; the plan's has ", state_->rank);
+  if (state_->engine != nullptr) state_->engine->pack(weight, packed, device, stream);
 }
 
 void ConvPlan::run(const ConvPointers& pointers) const {
   const std::size_t num_operands = state_->operand_is_number.size();
   require(pointers.operands.size() == num_operands && pointers.numbers.size() == num_operands,
           "the plan takes ", num_operands, " operands, got ", pointers.operands.size());
-  require(reinterpret_cast<std::uintptr_t>(pointers.weights) % 128 == 0,
-          "packed weights lie at a multiple of 128 bytes");
   PassPointers addresses;
   addresses.input = pointers.input;
   addresses.output = pointers.output;
@@ -378,32 +127,18 @@ void ConvPlan::run(const ConvPointers& pointers) const {
     addresses.operands[i] = pointers.operands[i];
     addresses.numbers[i] = pointers.numbers[i];
   }
+  if (state_->engine == nullptr) return;
+  require(reinterpret_cast<std::uintptr_t>(pointers.weights) % 128 == 0,
+          "packed weights lie at a multiple of 128 bytes");
   addresses.operands[kBiasOperand] = pointers.bias;
   addresses.workspace = pointers.workspace;
   require(workspace_bytes() == 0 || pointers.workspace != nullptr, "the plan takes a workspace of ",
           workspace_bytes(), " bytes");
-  const bool has_intermediate = state_->intermediate_bytes > 0;
-  if (has_intermediate) {
-    addresses.output = static_cast<std::uint8_t*>(pointers.workspace) + state_->conv->workspace_bytes();
-  }
-  state_->conv->launch(addresses, pointers.weights, pointers.device, pointers.stream);
-  if (state_->normalise == nullptr) return;
-  addresses.input = addresses.output;
-  addresses.output = pointers.output;
-  sm90::set_norm_tables(state_->problem.geometry, pointers.workspace, addresses);
-  state_->normalise->launch(addresses, pointers.device, pointers.stream);
+  state_->engine->run(addresses, pointers.weights, pointers.device, pointers.stream);
 }
 
-std::string why_no_conv_kernels(int major, int minor) {
-  constexpr std::string_view kArchitectures = EPICONV_CUDA_ARCHITECTURES_STRING;
-  if (kArchitectures.empty()) return "this build of epiconv has no CUDA kernels";
-  if (kArchitectures.find("sm_90a") == std::string_view::npos) {
-    return concat(
-        "this build of epiconv is for ", kArchitectures,
-        ", and the kernel needs sm_90a: build with EPICONV_CUDA_ARCHITECTURES=90a-real among others");
-  }
-  if (major == 9 && minor == 0) return "";
-  return concat("the card has compute capability ", major, ".", minor, ", and the kernel is for 9.0");
+std::string why_no_conv_kernels(const ComputeCapability& card) {
+  return why_not_on_card(card.major, card.minor);
 }
 
 }  // namespace epiconv

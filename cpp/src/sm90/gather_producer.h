@@ -9,6 +9,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "device/padding.h"
 #include "device/ptx/fences.h"
 #include "device/ptx/prefetch.h"
 #include "sm90/conv_parameters.h"
@@ -20,25 +21,6 @@
 namespace epiconv::sm90 {
 
 inline constexpr int kLoadsInFlight = 32;  // of a thread: what its registers hold, and what hides the latency
-
-// The index in [0, extent) that stands for `index`, or -1 where it is a zero. As torch.nn.functional.pad,
-// which pads by at most one extent (reflect: by less).
-__device__ __forceinline__ std::int32_t padded(std::int32_t index, std::int32_t extent, PaddingMode mode) {
-  if (index >= 0 && index < extent) return index;
-  switch (mode) {
-    case PaddingMode::kReflect:
-      index = index < 0 ? -index : 2 * (extent - 1) - index;
-      break;
-    case PaddingMode::kReplicate:
-      return index < 0 ? 0 : extent - 1;
-    case PaddingMode::kCircular:
-      index = index < 0 ? index + extent : index - extent;
-      break;
-    default:
-      return -1;
-  }
-  return index >= 0 && index < extent ? index : -1;  // what lies farther out belongs to dropped positions
-}
 
 // Offsets of a box's rows and columns in the input, or -1.
 struct BoxTables {

@@ -5,9 +5,9 @@ namespace epiconv::sm90 {
 
 ConvKernel dag_kernel(int interleave) {
   const char* const name = "f32_interpreted_dag";
-  if (interleave == 0) return conv_kernel<AnyMath, Interpreted<ConvShape<4, false, 1>, true>>(name);
-  if (interleave == 1) return conv_kernel<AnyMath, Interpreted<ConvShape<4, false, 2>, true>>(name);
-  return conv_kernel<AnyMath, Interpreted<ConvShape<4, false, 4>, true>>(name);
+  if (interleave == 0) return conv_kernel<AnyMath, Interpreted<ConvShape<4, false, 1>, kMaxLiveValues>>(name);
+  if (interleave == 1) return conv_kernel<AnyMath, Interpreted<ConvShape<4, false, 2>, kMaxLiveValues>>(name);
+  return conv_kernel<AnyMath, Interpreted<ConvShape<4, false, 4>, kMaxLiveValues>>(name);
 }
 
 }  // namespace epiconv::sm90

@@ -10,6 +10,15 @@ __device__ __forceinline__ void cp_async_16(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
 }
 
+// kBytes, 4 or 16, both addresses aligned to them, through the L1 cache; zeros instead where `exists` is
+// false. The shared address is of that window.
+template <int kBytes>
+__device__ __forceinline__ void cp_async_or_zeros(unsigned shared, const void* global, bool exists) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared), "l"(global), "n"(kBytes),
+               "r"(exists ? kBytes : 0)
+               : "memory");
+}
+
 // Ends a group of this thread's copies.
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 

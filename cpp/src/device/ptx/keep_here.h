@@ -23,4 +23,12 @@ __device__ __forceinline__ int lane_here() {
   return lane;
 }
 
+// 0, which the compiler does not know. What is indexed with it is loaded here, and not kept in registers from
+// before a loop on for a place in it that is hardly ever reached.
+__device__ __forceinline__ int zero_here() {
+  int zero;
+  asm volatile("mov.u32 %0, 0;" : "=r"(zero));
+  return zero;
+}
+
 }  // namespace epiconv::ptx

@@ -14,4 +14,12 @@ __device__ __forceinline__ void ldmatrix_4_transposed(std::uint32_t address, std
                : "memory");
 }
 
+// The same, not transposed: register m of each lane receives the 4 bytes at l % 4 of row l / 4 of matrix m.
+__device__ __forceinline__ void ldmatrix_4(std::uint32_t address, std::uint32_t (&matrices)[4]) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+               : "r"(address)
+               : "memory");
+}
+
 }  // namespace epiconv::ptx

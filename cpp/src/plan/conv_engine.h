@@ -1,0 +1,72 @@
+// What a family of kernels offers the planner: a convolution with its epilogue, ready to be launched; or the
+// reason why it does not take it.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "epiconv/conv_plan.h"
+#include "pass.h"
+
+namespace epiconv {
+
+class ConvEngine {
+ public:
+  virtual ~ConvEngine() = default;
+
+  virtual const std::string& kernel() const = 0;
+  // Why a pass behind another convolution is faster, "" if it is not.
+  virtual std::string why_slower() const = 0;
+  virtual std::size_t workspace_bytes() const = 0;
+  virtual const std::string& weight_format() const = 0;
+  virtual std::size_t packed_bytes() const = 0;
+  // The device is the current one.
+  virtual void pack(const WeightSource& weight, void* packed, int device, void* stream) const = 0;
+  virtual void run(const PassPointers& pointers, const void* weights, int device, void* stream) const = 0;
+};
+
+// nullptr, with a sentence in `why_not`, where the family does not take the problem. The problem has been
+// checked, and its output has elements.
+std::unique_ptr<const ConvEngine> make_sm80_engine(const ConvPlanProblem& problem, std::string& why_not);
+std::unique_ptr<const ConvEngine> make_sm90_engine(const ConvPlanProblem& problem, std::string& why_not);
+
+inline std::string_view name_of(ConvMath math) {
+  switch (math) {
+    case ConvMath::kTf32:
+      return "tf32";
+    case ConvMath::kBf16:
+      return "bf16";
+    case ConvMath::kFp16:
+      return "fp16";
+    default:
+      return "ieee";
+  }
+}
+
+// The program behind a convolution that has stored what it computes, without bias, in float32.
+inline EpilogueProblem pass_behind(const ConvPlanProblem& given, const Extents& stored_strides) {
+  EpilogueProblem problem;
+  problem.program = given.program;
+  problem.on_cuda = true;
+  problem.extents = given.conv.output();
+  problem.input_dtype = DType::kFloat32;
+  problem.input_strides = stored_strides;
+  problem.output_dtype = given.output_dtype;
+  problem.output_strides = given.output_strides;
+  problem.bias = given.bias;
+  problem.operands = given.operands;
+  return problem;
+}
+
+// Bytes of a float32 tensor that is laid out like the output.
+inline std::size_t stored_bytes(const ConvPlanProblem& problem) {
+  const Extents& extents = problem.conv.output();
+  std::int64_t last = 0;
+  for (std::size_t d = 0; d < extents.size(); ++d) last += (extents[d] - 1) * problem.output_strides[d];
+  return static_cast<std::size_t>(last + 1) * sizeof(float);
+}
+
+}  // namespace epiconv

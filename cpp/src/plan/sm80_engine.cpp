@@ -1,0 +1,210 @@
+// The portable convolution as an engine. It takes whatever can be computed with 32-bit index arithmetic; what
+// its epilogue cannot do in one go is done by a pass behind it, on what it has stored in float32.
+#include <algorithm>
+#include <utility>
+
+#include "elementwise/epilogue_pass.h"
+#include "elementwise/group_norm.h"
+#include "epiconv/error.h"
+#include "plan/conv_engine.h"
+#include "plan/operand_strides.h"
+#include "plan/pass_plan.h"
+#include "sm80/implicit_conv.h"
+
+namespace epiconv {
+namespace {
+
+using sm80::kDims;
+
+// Two dimensions and the spatial ones, of which missing ones come first, with `missing`; `extents` of one
+// element have no stride.
+template <typename Target>
+void spread(const Extents& values, std::int64_t missing, Target& target) {
+  const std::size_t absent = 2 + kDims - values.size();
+  for (std::size_t d = 0; d < 2 + kDims; ++d) {
+    target[d] = d < 2 ? values[d] : d < 2 + absent ? missing : values[d - absent];
+  }
+}
+template <typename Target>
+void spread_spatial(const Extents& values, std::int64_t missing, Target& target) {
+  const std::size_t absent = kDims - values.size();
+  for (std::size_t d = 0; d < kDims; ++d) target[d] = d < absent ? missing : values[d - absent];
+}
+
+sm80::TensorLayout tensor_layout(DType dtype, const Extents& extents, const Extents& strides) {
+  sm80::TensorLayout layout{dtype, {}};
+  Extents kept = strides;
+  for (std::size_t d = 0; d < kept.size(); ++d) kept[d] = extents[d] == 1 ? 0 : kept[d];
+  spread(kept, 0, layout.strides);
+  return layout;
+}
+
+sm80::GeometryProblem geometry_problem(const ConvPlanProblem& problem, bool by_image) {
+  const ConvProblem& conv = problem.conv;
+  sm80::GeometryProblem result{};
+  result.batch = conv.N();
+  result.groups = conv.groups();
+  result.channels = conv.C() / conv.groups();
+  result.filters = conv.K() / conv.groups();
+  const auto spatial = [](const Extents& extents) { return Extents(extents.begin() + 2, extents.end()); };
+  spread_spatial(spatial(conv.input()), 1, result.input);
+  spread_spatial(spatial(conv.output()), 1, result.output);
+  spread_spatial(spatial(conv.weight()), 1, result.taps);
+  spread_spatial(conv.stride(), 1, result.stride);
+  spread_spatial(conv.dilation(), 1, result.dilation);
+  spread_spatial(conv.padding_begin(), 0, result.padding);
+  result.transposed = conv.transposed();
+  result.element_bytes = problem.math == ConvMath::kTf32 || problem.math == ConvMath::kIeee ? 4 : 2;
+  result.by_image = by_image;
+  result.stores_columns = problem.output_strides.back() == 1;
+  return result;
+}
+
+// What the convolution itself does, and what is left for a pass behind it.
+enum class Division {
+  kNone,         // it computes the whole program
+  kAtNorm,       // it computes what comes before the GroupNorm, and takes the statistics of that
+  kBareProducts  // it computes no program
+};
+
+class Sm80Engine final : public ConvEngine {
+ public:
+  const std::string& kernel() const override { return name_; }
+  // Until a planner knows for which problems it is not, as measured on an H200 (docs/sm80-convolution.md).
+  std::string why_slower() const override {
+    return "torch's convolution with a pass behind it is faster than the portable kernel for most problems";
+  }
+  std::size_t workspace_bytes() const override {
+    return conv_->workspace_bytes() + intermediate_bytes_ + pass_bytes();
+  }
+  const std::string& weight_format() const override { return format_; }
+  std::size_t packed_bytes() const override { return sm80::packed_bytes(problem_.geometry); }
+  void pack(const WeightSource& weight, void* packed, int device, void* stream) const override;
+  void run(const PassPointers& pointers, const void* weights, int device, void* stream) const override;
+
+  std::string plan(const ConvPlanProblem& given);
+
+ private:
+  std::size_t pass_bytes() const {
+    if (division_ == Division::kAtNorm) return tables_bytes_;
+    return pass_ == nullptr ? 0 : pass_->workspace_bytes();
+  }
+
+  sm80::ImplicitConvProblem problem_;
+  Division division_ = Division::kNone;
+  std::unique_ptr<const sm80::ImplicitConv> conv_;
+  std::unique_ptr<const CudaPass> pass_;  // over what `conv_` has stored, or nullptr
+  GroupNormShape norm_;
+  std::size_t intermediate_bytes_ = 0;  // of what is stored, where it is not in the output
+  std::size_t tables_bytes_ = 0;
+  std::string name_, format_;
+};
+
+std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// "" or why it cannot be.
+std::string Sm80Engine::plan(const ConvPlanProblem& given) {
+  LoweringOptions options;
+  options.has_bias = given.bias.has_value();
+  options.divide_by_reciprocal = true;
+  for (const OperandLayout& operand : given.operands) options.operand_is_number.push_back(operand.is_number);
+  const std::vector<PlacedOperand> operands =
+      place_operands(given.program, given.conv.output(), given.bias, given.operands);
+  problem_.program = lower(given.program, options);
+  const bool in_double =
+      computes_in_double(given.program, given.input_dtype, given.output_dtype, given.operands);
+  const bool has_norm = problem_.program.has_group_norm;
+  if (in_double || (has_norm && !problem_.program.restarts_at_norm())) {
+    division_ = Division::kBareProducts;
+    problem_.program = lower(Program(), LoweringOptions{});
+  } else if (has_norm) {
+    division_ = Division::kAtNorm;
+    problem_.program = problem_.program.before_norm();
+    problem_.takes_statistics = true;
+  }
+  std::string why_not =
+      sm80::plan_geometry(geometry_problem(given, problem_.takes_statistics), problem_.geometry);
+  if (!why_not.empty()) return why_not;
+
+  const Extents& extents = given.conv.output();
+  const DType stored = division_ == Division::kNone ? given.output_dtype : DType::kFloat32;
+  problem_.math = given.math;
+  problem_.padding_mode = given.padding_mode;
+  problem_.input = tensor_layout(given.input_dtype, given.conv.input(), given.input_strides);
+  problem_.input_alignment = given.input_alignment;
+  problem_.output = tensor_layout(stored, extents, given.output_strides);
+  for (const PlacedOperand& operand : operands) {
+    if (!problem_.program.reads(operand.place)) continue;
+    problem_.operands[operand.place] = tensor_layout(operand.dtype, extents, operand.strides);
+  }
+  conv_ = std::make_unique<const sm80::ImplicitConv>(problem_);
+  name_ = conv_->kernel();
+  if (division_ != Division::kNone) {
+    if (given.output_dtype != DType::kFloat32) intermediate_bytes_ = aligned(stored_bytes(given));
+    const EpilogueProblem behind = pass_behind(given, given.output_strides);
+    const Pass whole = make_pass(behind);
+    if (division_ == Division::kAtNorm) {
+      norm_ = whole.norm;
+      tables_bytes_ = static_cast<std::size_t>(3 * norm_.samples * norm_.channels) * sizeof(float);
+      pass_ = std::make_unique<const CudaPass>(make_pass_behind_statistics(behind));
+      name_ += concat("_with_statistics, elementwise_cuda_", pass_->kernel());
+    } else {
+      pass_ = std::make_unique<const CudaPass>(whole);
+      name_ += concat(has_norm ? ", group_norm_cuda_" : ", elementwise_cuda_", pass_->kernel());
+    }
+  }
+  const sm80::Geometry& g = problem_.geometry;
+  format_ = concat("sm80/", name_of(given.math), "/", g.groups);
+  if (!g.transposed) {
+    for (int d = 0; d < kDims; ++d) format_ += concat("/", g.padding[d], ",", g.dilation[d]);
+    return "";
+  }
+  format_ += "/transposed";
+  for (int d = 0; d < kDims; ++d) {
+    format_ += concat("/", g.stride[d], ",", g.padding[d], ",", g.dilation[d]);
+  }
+  return "";
+}
+
+void Sm80Engine::pack(const WeightSource& weight, void* packed, int device, void* stream) const {
+  const sm80::Geometry& g = problem_.geometry;
+  sm80::WeightLayout layout{weight.dtype, {}, 0};
+  spread(weight.strides, 0, layout.strides);
+  // (K, C / groups, …), or (C, K / groups, …).
+  layout.group_stride = layout.strides[0] * (g.transposed ? g.channels : g.filters);
+  if (g.transposed) std::swap(layout.strides[0], layout.strides[1]);
+  sm80::pack_weights(g, problem_.math, weight.data, layout, packed, device, stream);
+}
+
+void Sm80Engine::run(const PassPointers& given, const void* weights, int device, void* stream) const {
+  PassPointers pointers = given;
+  auto* const workspace = static_cast<std::uint8_t*>(given.workspace);
+  std::uint8_t* const behind_conv = workspace + conv_->workspace_bytes();
+  if (intermediate_bytes_ > 0) pointers.output = behind_conv;
+  conv_->launch(pointers, weights, device, stream);
+  if (pass_ == nullptr) return;
+  pointers.input = pointers.output;
+  pointers.output = given.output;
+  pointers.workspace = behind_conv + intermediate_bytes_;
+  if (division_ == Division::kAtNorm) {
+    const sm80::StoredStatistics found = conv_->statistics(workspace);
+    finish_statistics(norm_, {found.means, found.squares, found.counts, found.rows},
+                      static_cast<float*>(pointers.workspace), pointers, stream);
+  }
+  pass_->launch(pointers, device, stream);
+}
+
+}  // namespace
+
+std::unique_ptr<const ConvEngine> make_sm80_engine(const ConvPlanProblem& problem, std::string& why_not) {
+  if (problem.conv.transposed() && problem.padding_mode != PaddingMode::kZeros) {
+    why_not = "the padding of a transposed convolution crops its output: there is nothing around the input";
+    return nullptr;
+  }
+  auto engine = std::make_unique<Sm80Engine>();
+  why_not = engine->plan(problem);
+  if (!why_not.empty()) return nullptr;
+  return engine;
+}
+
+}  // namespace epiconv

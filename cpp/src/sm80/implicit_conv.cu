@@ -1,0 +1,234 @@
+#include <algorithm>
+#include <array>
+#include <atomic>
+
+#include "device/current_device.h"
+#include "device/gates.h"
+#include "device/program_steps.h"
+#include "sm80/conv_kernels.h"
+#include "sm80/implicit_conv.h"
+#include "sm80/parameters.h"
+
+namespace epiconv::sm80 {
+namespace {
+
+constexpr std::int64_t kMostBlocks = 2147483647;  // of a launch
+constexpr std::size_t kAlignment = 256;           // of the parts of a workspace
+
+std::size_t aligned(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+const char* name_of(ConvMath math) {
+  switch (math) {
+    case ConvMath::kTf32:
+      return "tf32";
+    case ConvMath::kBf16:
+      return "bf16";
+    case ConvMath::kFp16:
+      return "fp16";
+    default:
+      return "ieee";
+  }
+}
+
+// How words of an operand lie where the output's lie side by side.
+Pattern pattern_of(const TensorLayout& operand, const TensorLayout& output, bool of_filters) {
+  const auto& strides = operand.strides;
+  if (of_filters) {
+    return strides[1] == 0 ? Pattern::kOne : strides[1] == 1 ? Pattern::kWords : Pattern::kScattered;
+  }
+  const auto all = [&](auto&& predicate) { return predicate(2) && predicate(3) && predicate(4); };
+  if (all([&](int d) { return strides[d] == 0; })) return Pattern::kOne;
+  return all([&](int d) { return strides[d] == output.strides[d]; }) ? Pattern::kWords : Pattern::kScattered;
+}
+
+OutputTensor output_tensor(const TensorLayout& layout, Pattern pattern) {
+  // Words are of what a convolution computes in; float64 is one number for all, and is loaded for each.
+  const bool in_words = is_floating(layout.dtype) && layout.dtype != DType::kFloat64;
+  OutputTensor tensor{nullptr, {}, layout.dtype, in_words ? pattern : Pattern::kScattered, false, false};
+  std::copy(std::begin(layout.strides), std::end(layout.strides), tensor.strides);
+  tensor.is_of_filters =
+      std::count(std::begin(layout.strides), std::end(layout.strides), 0) + (layout.strides[1] != 0) ==
+      kTensorDims;
+  return tensor;
+}
+
+// Whether channels lie in pieces of 16 bytes of what is multiplied. `load`: the bytes that are loaded at
+// once.
+bool in_pieces(const ImplicitConvProblem& problem) {
+  const Geometry& g = problem.geometry;
+  const int size = dtype_size(problem.input.dtype);
+  if (g.channels % g.piece_elements != 0 || problem.input_alignment % kPieceBytes != 0) return false;
+  const auto& strides = problem.input.strides;
+  for (int d = 0; d < kTensorDims; ++d) {
+    if (d == 1 ? strides[d] != 1 : strides[d] * size % kPieceBytes != 0) return false;
+  }
+  return true;
+}
+
+ImplicitConvProblem with_gates_of(const ImplicitConvProblem& problem) {
+  ImplicitConvProblem result = problem;
+  result.program = with_gates(problem.program);
+  return result;
+}
+
+ConvKernel kernel_of(const ImplicitConvProblem& problem) {
+  const bool is_wide = problem.geometry.tile_filters > 64;
+  const LoweredProgram& program = problem.program;
+  if (program.is_chain()) return chain_kernel(is_wide);
+  return program.num_slots <= 1 ? one_slot_kernel(is_wide) : dag_kernel(is_wide);
+}
+
+void check(cudaError_t status, const char* what, const std::string& kernel, const Geometry& g) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // an error that does not stick is reported once
+  throw CudaError(concat(what, " of ", kernel, " over ", g.batch, " x ", g.groups * g.channels, " x ",
+                         g.input[0], " x ", g.input[1], " x ", g.input[2], " with ", g.groups * g.filters,
+                         " filters of ", g.taps[0], " x ", g.taps[1], " x ", g.taps[2], " in ", g.groups,
+                         " groups failed: ", cudaGetErrorName(status), ", ", cudaGetErrorString(status)));
+}
+
+}  // namespace
+
+bool words_are_filters(const Geometry& g, const TensorLayout& output) {
+  return output.strides[1] == 1 && g.groups * g.filters > 1 && output.strides[4] != 1;
+}
+
+struct ImplicitConv::State {
+  ImplicitConvProblem problem;
+  ConvKernel kernel;
+  std::string name;
+  Pass pass;  // for its program
+  ConvParameters parameters{};
+  int shared_bytes;
+  // In the workspace.
+  std::size_t partial_sums = 0, arrivals = 0, means = 0, squares = 0, counts = 0, bytes = 0;
+  std::size_t arrivals_bytes = 0;
+  std::int64_t statistics_rows = 0;  // of an image
+  mutable std::atomic<std::uint64_t> prepared_devices{0};
+
+  explicit State(const ImplicitConvProblem& the_problem)
+      : problem(with_gates_of(the_problem)), kernel(kernel_of(problem)) {
+    const Geometry& g = problem.geometry;
+    const bool of_filters = words_are_filters(g, problem.output);
+    pass.program = problem.program;
+    parameters.geometry = g;
+    parameters.math = problem.math;
+    InputTensor& input = parameters.input;
+    std::copy(std::begin(problem.input.strides), std::end(problem.input.strides), input.strides);
+    input.is_float32 = problem.input.dtype == DType::kFloat32;
+    input.in_pieces = in_pieces(problem);
+    input.padding_mode = problem.padding_mode;
+    EpilogueParameters& epilogue = parameters.epilogue;
+    epilogue.words_are_filters = of_filters;
+    epilogue.output = output_tensor(problem.output, Pattern::kWords);
+    for (int i = 0; i < kNumOperandPlaces; ++i) {
+      const TensorLayout& operand = problem.operands[i];
+      epilogue.operands[i] = output_tensor(operand, pattern_of(operand, problem.output, of_filters));
+      epilogue.operands[i].is_like_output = std::equal(std::begin(operand.strides), std::end(operand.strides),
+                                                       std::begin(problem.output.strides));
+    }
+    epilogue.save_input = problem.program.save_input;
+    set_steps(epilogue, pass, PassPointers{}, true);
+    name = concat(g.transposed ? "dgrad_sm80_" : "fprop_sm80_", name_of(problem.math), "_",
+                  input.in_pieces ? "pieces" : "gather", "_", g.tile_filters,
+                  g.splits.divisor > 1 ? concat("_split", g.splits.divisor) : "", "_", kernel.evaluator);
+    plan_shared_memory(of_filters);
+    plan_workspace();
+  }
+
+  // Where all sums of a tile leave the registers behind the last step, the staging lies over the pipeline.
+  void plan_shared_memory(bool of_filters) {
+    const Geometry& g = problem.geometry;
+    const std::int32_t staging = (staging_bytes(g, of_filters) + 127) / 128 * 128;
+    const std::int32_t stage = stage_bytes(g.tile_filters);
+    parameters.pipeline_offset = g.interleave == 1 ? 0 : staging;
+    const bool fits = kTableBytes + parameters.pipeline_offset + kMostStages * stage <= kMostSharedBytes;
+    parameters.stages = fits ? kMostStages : kMostStages - 1;
+    const std::int32_t pipeline = parameters.pipeline_offset + parameters.stages * stage;
+    shared_bytes = kTableBytes + std::max(staging, pipeline);
+  }
+
+  void plan_workspace() {
+    const Geometry& g = problem.geometry;
+    const auto take = [&](std::size_t size) {
+      const std::size_t at = bytes;
+      bytes += aligned(size);
+      return at;
+    };
+    if (g.splits.divisor > 1) {
+      const std::int64_t blocks = g.position_tiles * g.position_blocks();
+      arrivals_bytes = static_cast<std::size_t>(blocks / g.splits.divisor) * sizeof(std::uint32_t);
+      arrivals = take(arrivals_bytes);
+      partial_sums = take(static_cast<std::size_t>(blocks) * g.tile_filters * kTilePositions * sizeof(float));
+    }
+    if (problem.takes_statistics) {
+      statistics_rows = std::int64_t{g.image_tiles.divisor} * g.tile_phases.divisor;
+      const auto rows = static_cast<std::size_t>(g.batch * statistics_rows);
+      const auto filters = static_cast<std::size_t>(g.groups) * g.filters;
+      means = take(rows * filters * sizeof(float));
+      squares = take(rows * filters * sizeof(float));
+      counts = take(rows * sizeof(float));
+    }
+  }
+
+  // The limit of shared memory is a device's.
+  void prepare(int device) const {
+    const std::uint64_t bit = std::uint64_t{1} << (device % 64);
+    if (prepared_devices.load(std::memory_order_relaxed) & bit) return;
+    check(
+        cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostSharedBytes),
+        "the setup", name, problem.geometry);
+    prepared_devices.fetch_or(bit, std::memory_order_relaxed);
+  }
+};
+
+ImplicitConv::ImplicitConv(const ImplicitConvProblem& problem)
+    : state_(std::make_unique<const State>(problem)) {}
+ImplicitConv::~ImplicitConv() = default;
+
+const std::string& ImplicitConv::kernel() const { return state_->name; }
+std::size_t ImplicitConv::workspace_bytes() const { return state_->bytes; }
+
+StoredStatistics ImplicitConv::statistics(const void* workspace) const {
+  const auto floats = [&](std::size_t at) {
+    return reinterpret_cast<const float*>(static_cast<const std::uint8_t*>(workspace) + at);
+  };
+  return {floats(state_->means), floats(state_->squares), floats(state_->counts), state_->statistics_rows};
+}
+
+void ImplicitConv::launch(const PassPointers& pointers, const void* weights, int device, void* stream) const {
+  const State& state = *state_;
+  const Geometry& g = state.problem.geometry;
+  make_current(device);
+  state.prepare(device);
+  ConvParameters p = state.parameters;
+  auto* const workspace = static_cast<std::uint8_t*>(pointers.workspace);
+  const auto floats = [&](std::size_t at) { return reinterpret_cast<float*>(workspace + at); };
+  p.input.data = pointers.input;
+  p.weights = weights;
+  p.epilogue.output.data = pointers.output;
+  for (int i = 0; i < kNumOperandPlaces; ++i) p.epilogue.operands[i].data = pointers.operands[i];
+  if (!state.pass.program.late_numbers.empty()) set_steps(p.epilogue, state.pass, pointers, true);
+  if (g.splits.divisor > 1) {
+    p.partial_sums = floats(state.partial_sums);
+    p.arrivals = reinterpret_cast<std::uint32_t*>(workspace + state.arrivals);
+    check(cudaMemsetAsync(p.arrivals, 0, state.arrivals_bytes, static_cast<cudaStream_t>(stream)),
+          "the clearing of counters", state.name, g);
+  }
+  if (state.problem.takes_statistics) {
+    p.statistics = {floats(state.means), floats(state.squares), floats(state.counts)};
+  }
+  // Nearly always one launch.
+  const std::int64_t of_position = g.position_blocks(), most = kMostBlocks / of_position;
+  for (std::int64_t first = 0; first < g.position_tiles; first += most) {
+    p.first_position_tile = static_cast<std::int32_t>(first);
+    const std::int64_t tiles = std::min(most, g.position_tiles - first);
+    void* arguments[] = {&p};
+    check(cudaLaunchKernel(state.kernel.function, dim3(static_cast<unsigned>(tiles * of_position)),
+                           dim3(kThreads), arguments, static_cast<std::size_t>(state.shared_bytes),
+                           static_cast<cudaStream_t>(stream)),
+          "the launch", state.name, g);
+  }
+}
+
+}  // namespace epiconv::sm80

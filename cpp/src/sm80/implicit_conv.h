@@ -1,0 +1,73 @@
+// Host side of the portable convolution: a problem ready to be launched any number of times.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "epiconv/conv_plan.h"
+#include "pass.h"
+#include "sm80/geometry.h"
+
+namespace epiconv::sm80 {
+
+// Over (N, K, D, H, W) or (N, C, D, H, W), strides in elements; 0 in dimensions of one element.
+struct TensorLayout {
+  DType dtype = DType::kFloat32;
+  std::int64_t strides[2 + kDims] = {};
+};
+
+struct ImplicitConvProblem {
+  Geometry geometry{};
+  ConvMath math = ConvMath::kTf32;
+  PaddingMode padding_mode = PaddingMode::kZeros;
+  LoweredProgram program;
+  TensorLayout input, output;
+  int input_alignment = 1;  // bytes that divide the input's address
+  TensorLayout operands[kNumOperandPlaces];
+  bool takes_statistics = false;  // of what is stored, for a GroupNorm; tiles are by image
+};
+
+// Where statistics of what was stored lie: [image][row][filter], float32; `counts` of [image][row] values
+// each.
+struct StoredStatistics {
+  const float* means;
+  const float* squares;
+  const float* counts;
+  std::int64_t rows;  // of an image
+};
+
+// Whether filters of an output pixel are stored as words, or pixels of a filter.
+bool words_are_filters(const Geometry& g, const TensorLayout& output);
+
+class ImplicitConv {
+ public:
+  explicit ImplicitConv(const ImplicitConvProblem& problem);
+  ~ImplicitConv();
+
+  // "fprop_sm80_tf32_gather_128_f32_interpreted_chain": what is multiplied, how the input is loaded, filters
+  // of a tile, evaluator; "dgrad" of a transposed convolution.
+  const std::string& kernel() const;
+  std::size_t workspace_bytes() const;
+  // `pointers.input` is the convolution's. The device is the current one.
+  void launch(const PassPointers& pointers, const void* weights, int device, void* stream) const;
+  // What a launch has left in its workspace.
+  StoredStatistics statistics(const void* workspace) const;
+
+ private:
+  struct State;
+  std::unique_ptr<const State> state_;
+};
+
+// Writes packed weights (geometry.h); strides of the weight are (K / groups, C / groups, D, H, W), and from a
+// group to the next.
+struct WeightLayout {
+  DType dtype = DType::kFloat32;
+  std::int64_t strides[2 + kDims] = {};
+  std::int64_t group_stride = 0;
+};
+void pack_weights(const Geometry& geometry, ConvMath math, const void* weight, const WeightLayout& layout,
+                  void* packed, int device, void* stream);
+
+}  // namespace epiconv::sm80

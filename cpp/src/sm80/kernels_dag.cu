@@ -1,0 +1,10 @@
+#include "sm80/conv_kernel.h"
+#include "sm80/conv_kernels.h"
+
+namespace epiconv::sm80 {
+
+ConvKernel dag_kernel(bool is_wide) {
+  return conv_kernel<Interpreted<ConvShape<2>, kMaxLiveValues>>("f32_interpreted_dag", is_wide);
+}
+
+}  // namespace epiconv::sm80
