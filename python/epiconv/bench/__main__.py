@@ -286,6 +286,7 @@ def _run_problems(options: argparse.Namespace, device: torch.device, console: Co
     results = run_cases(options, device, ceilings, cases, peers, console)
     if len(results) > 1 and EPICONV in peers:
         console.print(report.summary_table([result for _, result in results]))
+        console.print(report.coverage_table([result for _, result in results]))
     if options.json:
         settings = {
             "seconds": options.seconds,

@@ -85,7 +85,8 @@ def measure_case(
             plan = None
             if EPICONV in built:
                 explained = explain_case(case)
-                plan = {"path": str(explained.path), "kernel": str(explained.kernel)}
+                why = explained.why or dict(explained.refused).get("implicit_gemm", "")
+                plan = {"path": str(explained.path), "kernel": str(explained.kernel), "why": str(why)}
             timings, graph_replay = _time(built, case, unavailable, seconds, warm_up, progress)
             del built, case
     finally:

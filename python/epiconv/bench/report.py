@@ -244,6 +244,19 @@ def summary_table(results: Sequence[CaseResult]) -> Table:
     return table
 
 
+def coverage_table(results: Sequence[CaseResult]) -> Table:
+    """Which kernel of epiconv ran each case, and why it was that one."""
+    table = plain_table("coverage")
+    add_columns(table, ["problem", "dtype", "layout", "path", "kernel", "why"], [])
+    for result in results:
+        if result.plan is not None:
+            plan = result.plan
+            table.add_row(
+                *(result.problem, result.dtype, result.layout, plan["path"], plan["kernel"], plan["why"])
+            )
+    return table
+
+
 def control_warning(result: CaseResult) -> str | None:
     """What to say when the control moved, or None."""
     control = result.control

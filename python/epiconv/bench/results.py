@@ -83,7 +83,8 @@ class CaseResult:
         graph_replay: whether CUDA graphs were replayed.
         input_sets: how many sets of inputs were rotated.
         error_images: the images that were compared with float64.
-        plan: path and kernel of epiconv, or None when it did not run.
+        plan: path and kernel of epiconv, and why that kernel, or why none of the implicit GEMM; None when it
+            did not run.
         rows: the peers that ran.
         unavailable: the reason of each that could not.
         control: of a run with kept times, or None.
