@@ -3,15 +3,14 @@
 // A block computes a tile, 128 positions (geometry.h) of 32, 64 or 128 filters of one group, in one phase; of
 // a transposed convolution of stride 2 whose rows are stored as they lie, in both column phases, one after
 // the other. Eight warps, all alike: four share the positions and two the filters.
-//   1. What the tile's positions read is worked out once, into a table; behind the products what they store
-//   is.
-//   2. mainloop.h: products, step by step of gemm_k. All threads gather the input of the next step and copy
-//   its
-//      weights while they multiply.
-//   3. Sums are put into the staging. Where gemm_k is split, they go to memory instead; the last block of a
-//   tile
-//      to arrive adds them up in the order of splits, so that every run gives the same bits.
-//   4. store.h: the program, word by word, and the output; then a GroupNorm's statistics.
+//
+// First, what the tile's positions read is worked out, into a table. Then come the products (mainloop.h),
+// step by step of gemm_k: all threads gather the input of the next step and copy its weights while they
+// multiply. Sums are put into the staging; where gemm_k is split they go to memory instead, and the last
+// block of a tile to arrive adds them up in the order of splits, so that every run gives the same bits. Last
+// (store.h), the program runs word by word and the output is stored; a GroupNorm's statistics are taken of
+// it.
+//
 // Shared memory: tables of taps, and of rows or pixels, then staging and pipeline. These two lie on each
 // other unless there are several column phases. Blocks wait for nothing but their own threads.
 #pragma once

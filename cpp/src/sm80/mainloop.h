@@ -52,7 +52,7 @@ class Mainloop {
  public:
   using Sums = Accumulators<kTileFilters>;
 
-  // `pipeline` is 128-byte aligned.
+  // `pipeline` is aligned to 16 bytes.
   __device__ __forceinline__ Mainloop(const ConvParameters& p, const Tile& tile, const InputRow* rows,
                                       const PackedPhase& taps, std::int32_t phase, std::uint8_t* pipeline,
                                       TapTable* tables, int thread)
