@@ -5,7 +5,7 @@ same bits in every run, streams and CUDA graphs.
 import pytest
 import torch
 import torch.nn.functional as F
-from card_convolutions import LAYOUTS, exact, exactly, force, in_layout, integers, kernel_of, portable
+from card_convolutions import LAYOUTS, MATHS, exact, exactly, force, in_layout, integers, kernel_of, portable
 
 import epiconv
 from epiconv import ops
@@ -57,13 +57,6 @@ RANDOM = {
     "split": ((1, 512, 4, 4), (64, 512, 3, 3), {"padding": 1}),
     "3-d": ((2, 32, 6, 14, 14), (64, 32, 3, 3, 3), {"padding": 1, "stride": (1, 2, 2)}),
     "transposed": ((2, 64, 14, 14), (64, 48, 4, 4), {"transposed": True, "stride": 2}),
-}
-MATHS = {
-    "tf32": (torch.float32, "tf32"),
-    "fp32 as bf16": (torch.float32, "bf16"),
-    "fp32 as fp16": (torch.float32, "fp16"),
-    "bf16": (torch.bfloat16, None),
-    "fp16": (torch.float16, None),
 }
 
 

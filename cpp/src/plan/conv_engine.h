@@ -2,12 +2,11 @@
 // reason why it does not take it.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <memory>
 #include <string>
-#include <string_view>
 
+#include "conv_math.h"
 #include "epiconv/conv_plan.h"
 #include "pass.h"
 
@@ -32,19 +31,6 @@ class ConvEngine {
 // checked, and its output has elements.
 std::unique_ptr<const ConvEngine> make_sm80_engine(const ConvPlanProblem& problem, std::string& why_not);
 std::unique_ptr<const ConvEngine> make_sm90_engine(const ConvPlanProblem& problem, std::string& why_not);
-
-inline std::string_view name_of(ConvMath math) {
-  switch (math) {
-    case ConvMath::kTf32:
-      return "tf32";
-    case ConvMath::kBf16:
-      return "bf16";
-    case ConvMath::kFp16:
-      return "fp16";
-    default:
-      return "ieee";
-  }
-}
 
 // The program behind a convolution that has stored what it computes, without bias, in float32.
 inline EpilogueProblem pass_behind(const ConvPlanProblem& given, const Extents& stored_strides) {

@@ -2,6 +2,7 @@
 #include <array>
 #include <atomic>
 
+#include "conv_math.h"
 #include "device/current_device.h"
 #include "device/gates.h"
 #include "device/program_steps.h"
@@ -16,19 +17,6 @@ constexpr std::int64_t kMostBlocks = 2147483647;  // of a launch
 constexpr std::size_t kAlignment = 256;           // of the parts of a workspace
 
 std::size_t aligned(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
-
-const char* name_of(ConvMath math) {
-  switch (math) {
-    case ConvMath::kTf32:
-      return "tf32";
-    case ConvMath::kBf16:
-      return "bf16";
-    case ConvMath::kFp16:
-      return "fp16";
-    default:
-      return "ieee";
-  }
-}
 
 // How words of an operand lie where the output's lie side by side.
 Pattern pattern_of(const TensorLayout& operand, const TensorLayout& output, bool of_filters) {
@@ -52,8 +40,7 @@ OutputTensor output_tensor(const TensorLayout& layout, Pattern pattern) {
   return tensor;
 }
 
-// Whether channels lie in pieces of 16 bytes of what is multiplied. `load`: the bytes that are loaded at
-// once.
+// Whether channels lie in pieces of 16 bytes of what is multiplied.
 bool in_pieces(const ImplicitConvProblem& problem) {
   const Geometry& g = problem.geometry;
   const int size = dtype_size(problem.input.dtype);

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <numeric>
 
+#include "conv_math.h"
 #include "device/current_device.h"
 #include "device/program_steps.h"
 #include "device/ptx/published_words.h"
@@ -57,10 +58,6 @@ ConvKernel kernel_of(const HaloConvProblem& problem) {
     kernel = static_kernel(problem.program, problem.math, interleave, problem.geometry.joint_rows);
   if (kernel.function == nullptr && problem.program.is_chain()) kernel = chain_kernel(interleave);
   return kernel.function != nullptr ? kernel : dag_kernel(interleave);
-}
-
-const char* name_of(ConvMath math) {
-  return math == ConvMath::kTf32 ? "tf32" : math == ConvMath::kBf16 ? "bf16" : "fp16";
 }
 
 const char* name_of(InputLoad load) {
