@@ -1,22 +1,32 @@
 // The index arithmetic of the portable convolution (sm80/geometry.h), carried out as the kernel does on small
-// integers: packed entries and rows, tiles, positions, pixels; compared with the convolution by its
-// definition.
+// integers: packed steps and rows, tiles, boxes, positions; compared with the convolution by its definition.
+// Of large problems only the sizes are looked at.
 #include <algorithm>
 #include <array>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <map>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "expectations.h"
+#include "implicit_cases.h"
 #include "sm80/geometry.h"
 
 namespace {
 
 using namespace epiconv::sm80;
+using namespace implicit_cases;
 using expectations::expect;
 using Shape = std::array<std::int64_t, 2 + kDims>;
+
+// A piece of channels: elements are small integers, in the first bytes.
+using Piece = std::array<std::int8_t, kPieceBytes>;
+constexpr std::int8_t kNothing = 99;  // the first of a piece that nobody has written
+
+std::map<std::string, int> seen;  // how many problems of a kind there were
 
 struct Tensor {
   Shape shape;
@@ -27,21 +37,24 @@ struct Tensor {
     for (const std::int64_t extent : shape) size *= extent;
     values.resize(size);
   }
-  int& at(const Shape& index) {
-    std::int64_t offset = 0;
-    for (std::size_t d = 0; d < shape.size(); ++d) offset = offset * shape[d] + index[d];
-    return values.at(offset);
+  std::int64_t place(const Shape& index) const {
+    std::int64_t place = 0;
+    for (std::size_t d = 0; d < shape.size(); ++d) place = place * shape[d] + index[d];
+    return place;
   }
+  int& at(const Shape& index) { return values.at(place(index)); }
 };
 
-void fill(Tensor& tensor, std::mt19937& random) {
+Tensor filled(const Shape& shape, std::mt19937& random) {
+  Tensor tensor(shape);
   for (int& value : tensor.values) value = static_cast<int>(random() % 7) - 3;
+  return tensor;
 }
 
 // (K, C / groups, …), transposed (C, K / groups, …).
-Tensor weight_of(const GeometryProblem& p) {
+Shape weight_shape(const GeometryProblem& p) {
   const std::int64_t first = p.groups * (p.transposed ? p.channels : p.filters);
-  return Tensor({first, p.transposed ? p.filters : p.channels, p.taps[0], p.taps[1], p.taps[2]});
+  return {first, p.transposed ? p.filters : p.channels, p.taps[0], p.taps[1], p.taps[2]};
 }
 int& weight_at(const GeometryProblem& p, Tensor& weight, std::int64_t group, std::int64_t filter,
                std::int64_t channel, const std::int64_t (&tap)[kDims]) {
@@ -57,18 +70,17 @@ void for_all_taps(const GeometryProblem& p, Visitor&& visitor) {
     // Of a convolution the pixel from which a tap reads, of a transposed one that to which it adds.
     const std::int64_t reached =
         (p.transposed ? i[d] : o[d]) * p.stride[d] + t[d] * p.dilation[d] - p.padding[d];
-    std::int64_t& other = p.transposed ? o[d] : i[d];
-    other = reached;
+    (p.transposed ? o[d] : i[d]) = reached;
     return reached >= 0 && reached < (p.transposed ? p.output[d] : p.input[d]);
   };
-  const auto from = [&](int d) { return p.transposed ? p.input[d] : p.output[d]; };
   std::int64_t (&own)[kDims] = p.transposed ? i : o;
+  const auto& extents = p.transposed ? p.input : p.output;
   for (t[0] = 0; t[0] < p.taps[0]; ++t[0])
     for (t[1] = 0; t[1] < p.taps[1]; ++t[1])
       for (t[2] = 0; t[2] < p.taps[2]; ++t[2])
-        for (own[0] = 0; own[0] < from(0); ++own[0])
-          for (own[1] = 0; own[1] < from(1); ++own[1])
-            for (own[2] = 0; own[2] < from(2); ++own[2])
+        for (own[0] = 0; own[0] < extents[0]; ++own[0])
+          for (own[1] = 0; own[1] < extents[1]; ++own[1])
+            for (own[2] = 0; own[2] < extents[2]; ++own[2])
               if (meets(0) && meets(1) && meets(2)) visitor(i, o, t);
 }
 
@@ -86,175 +98,396 @@ Tensor defined(const GeometryProblem& p, Tensor& input, Tensor& weight) {
   return output;
 }
 
-// What is at a place of packed weights, by its byte.
-struct Packed {
-  std::map<std::int64_t, PackedEntry> entries;
-  std::map<std::int64_t, int> elements;
+// Packed weights, as they are written and read.
+class Packed {
+ public:
+  Packed(const GeometryProblem& p, const Geometry& g, Tensor& weight)
+      : p_(p), g_(g), bytes_(packed_bytes(g)), is_written_(packed_bytes(g) / kPieceBytes) {
+    for (std::int32_t number = 0; number < g.all_phases(); ++number) pack_phase(number, weight);
+    const std::int64_t phases = g.packed_phase(g.all_phases()), first = g.packed_step(0, 0, 0, 0);
+    expect(first % 128 == 0 && first >= phases && first < phases + 128, "steps begin at byte ", first);
+    const auto gap = (first - phases) / kPieceBytes, nothing = std::ranges::count(is_written_, false);
+    expect(nothing == gap, nothing, " pieces of packed weights are not written, instead of ", gap);
+  }
+
+  template <typename Value>
+  Value read(std::int64_t at) const {
+    expect(is_written_.at(at / kPieceBytes), "nothing is at byte ", at, " of packed weights");
+    Value value;
+    std::memcpy(&value, &bytes_.at(at), sizeof(Value));
+    return value;
+  }
+
+ private:
+  template <typename Value>
+  void write(std::int64_t at, const Value& value) {
+    expect(at % kPieceBytes == 0, "byte ", at, " of packed weights is not at a piece");
+    for (std::size_t i = 0; i < sizeof(Value) / kPieceBytes; ++i) {
+      expect(!is_written_.at(at / kPieceBytes + i), "two things are at byte ", at, " of packed weights");
+      is_written_[at / kPieceBytes + i] = true;
+    }
+    std::memcpy(&bytes_.at(at), &value, sizeof(Value));
+  }
+
+  void pack_phase(std::int32_t number, Tensor& weight) {
+    const PhaseTaps taps = PhaseTaps::of(g_, Phase::at(g_, number));
+    const PackedPhase phase = taps.packed(g_);
+    expect(phase.steps <= g_.most_steps, "a phase of ", phase.steps, " steps, more than ", g_.most_steps);
+    write(g_.packed_phase(number), phase);
+    const auto tiles = static_cast<std::int32_t>(g_.filter_tiles.divisor);
+    for (std::int32_t step = 0; step < g_.most_steps; ++step) {
+      const auto reduced = [&](std::int32_t piece) {
+        return step < phase.steps ? Reduced::of(g_, taps, step, piece) : Reduced{false, 0, {}, kNoPiece};
+      };
+      expect(step >= phase.steps || reduced(0).exists, "step ", step, " is empty");
+      for (std::int32_t tile = 0; tile < g_.groups * tiles; ++tile) {
+        pack_step(g_.packed_step(number, tile / tiles, tile % tiles, step), taps, reduced, tile / tiles,
+                  tile % tiles * g_.tile_filters, weight);
+      }
+    }
+  }
+  template <typename Numbers>
+  void pack_step(std::int64_t to, const PhaseTaps& taps, Numbers&& reduced, std::int32_t group,
+                 std::int32_t first_filter, Tensor& weight) {
+    PackedStep packed;
+    for (std::int32_t piece = 0; piece < kStepPieces; ++piece) {
+      const Reduced of_piece = reduced(piece);
+      expect(of_piece.exists == (of_piece.box_offset != kNoPiece), "an offset of what does not exist");
+      const bool follows = piece == 0 || packed.at[PackedStep::place(piece - 1)] != kNoPiece;
+      expect(!of_piece.exists || follows, "piece ", piece, " behind one that does not exist");
+      packed.at[PackedStep::place(piece)] = of_piece.box_offset;
+      for (std::int32_t row = 0; row < g_.tile_filters; ++row) {
+        write(to + row * kStepBytes + swizzled(row, piece),
+              piece_of(taps, of_piece, group, first_filter + row, weight));
+      }
+    }
+    write(to + g_.tile_filters * kStepBytes, packed);
+  }
+  Piece piece_of(const PhaseTaps& taps, const Reduced& reduced, std::int32_t group, std::int32_t filter,
+                 Tensor& weight) const {
+    Piece result{};
+    if (!reduced.exists || filter >= g_.filters) return result;
+    std::int64_t tap[kDims];
+    for (int d = 0; d < kDims; ++d) tap[d] = reduced.tap(taps, d);
+    for (int e = 0; e < g_.piece_elements && reduced.channel + e < g_.channels; ++e) {
+      result[e] = static_cast<std::int8_t>(weight_at(p_, weight, group, filter, reduced.channel + e, tap));
+    }
+    return result;
+  }
+
+  const GeometryProblem& p_;
+  const Geometry& g_;
+  std::vector<std::uint8_t> bytes_;
+  std::vector<bool> is_written_;  // by pieces
 };
 
-Packed pack(const GeometryProblem& p, const Geometry& g, Tensor& weight) {
-  Packed packed;
-  for (std::int32_t number = 0; number < g.all_phases(); ++number) {
-    const std::int32_t row = number / g.phases[2];
-    const std::int32_t phase[kDims] = {row / g.phases[1], row % g.phases[1], number % g.phases[2]};
-    const PhaseTaps taps = PhaseTaps::of(g, phase);
-    const std::int32_t steps = taps.packed(g).steps;
-    expect(steps <= g.most_steps, "a phase of ", steps, " steps, more than ", g.most_steps);
-    for (std::int32_t k = 0; k < g.most_steps * g.step_elements; ++k) {
-      const bool exists = k < taps.elements;
-      const Reduced reduced = exists ? Reduced::of(g, taps, k) : Reduced{-1, {}};
-      packed.entries[g.packed_entry(number, k)] =
-          exists ? reduced.packed(taps) : PackedEntry{{0, 0, 0}, -1, 0};
-      std::int64_t tap[kDims];
-      for (int d = 0; d < kDims; ++d) tap[d] = exists ? reduced.tap(taps, d) : 0;
-      const std::int32_t step = k / g.step_elements, in_step = k % g.step_elements;
-      for (std::int32_t group = 0; group < g.groups; ++group) {
-        for (std::int32_t filter = 0; filter < g.filter_rows; ++filter) {
-          const std::int64_t at = g.packed_step(number, group, step) + filter * kStepBytes +
-                                  swizzled(filter, in_step / g.piece_elements) +
-                                  in_step % g.piece_elements * g.element_bytes;
-          expect(packed.elements.count(at) == 0, "two elements at byte ", at, " of packed weights");
-          packed.elements[at] =
-              exists && filter < g.filters ? weight_at(p, weight, group, filter, reduced.channel, tap) : 0;
+// The kernel's blocks, one after the other; of a tile's splits the first computes all.
+class Kernel {
+ public:
+  Kernel(const GeometryProblem& p, const Geometry& g, const Packed& packed, Tensor& input, Tensor& expected)
+      : p_(p), g_(g), packed_(packed), input_(input), expected_(expected), written_(expected.values.size()) {
+    for (std::int32_t i = 0; i < g.tile_positions; ++i) positions_.push_back(Position::of(g, i));
+    for (const Position& position : positions_) places_.push_back(position.place(g));
+  }
+
+  void run() {
+    const std::int64_t blocks = g_.position_blocks() * g_.position_tiles;
+    const std::int64_t launch = g_.position_blocks() * 3;  // of three position tiles
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      const auto in_launch = static_cast<std::int32_t>(block % launch);
+      const Tile tile = Tile::of(g_, in_launch, static_cast<std::int32_t>(block / launch) * 3);
+      if (tile.split == 0) run_block(tile);
+    }
+    for (std::size_t i = 0; i < written_.size(); ++i) {
+      expect(written_[i] == 1, "element ", i, " is written ", written_[i], " times");
+    }
+  }
+
+ private:
+  void run_block(const Tile& tile) {
+    expect(!p_.takes_statistics || tile.position / (g_.position_tiles / p_.batch) == tile.first[0],
+           "a tile's image is not ", tile.first[0]);
+    if (g_.pixel_tables == 1) table_ = pixels(tile, PhaseTaps::of(g_, Phase::at(g_, 0)).packed(g_), 0);
+    if (g_.is_resident) load_box(table_, tile.group, 0);
+    filters_ = std::min(g_.tile_filters, g_.filters - tile.filter);
+    for (std::int32_t column = 0; column < g_.block_phases; ++column) {
+      const std::int32_t number = tile.phase + column, turn = column % g_.interleave;
+      const Phase phase = Phase::at(g_, number), first = Phase::at(g_, number - turn);
+      expect(phase.of[0] == first.of[0] && phase.of[1] == first.of[1] && phase.of[2] == first.of[2] + turn,
+             "phase ", number, " does not follow the one it is stored with");
+      find_outputs(tile, phase);
+      sums_.assign(std::size_t(filters_) * positions_.size(), 0);
+      sum(tile, number);
+      store(tile);
+    }
+  }
+
+  void sum(const Tile& tile, std::int32_t number) {
+    const auto phase = packed_.read<PackedPhase>(g_.packed_phase(number));
+    const std::int64_t weights = g_.packed_step(number, tile.group, tile.filter_tile, 0);
+    std::int32_t step = 0;
+    for (std::int32_t other = 0; other < phase.other_taps && phase.steps > 0; ++other) {
+      const std::vector<BoxPixel> here = pixels(tile, phase, other);
+      const std::size_t bytes = here.size() * sizeof(BoxPixel);
+      expect(g_.pixel_tables == 2 || std::memcmp(here.data(), table_.data(), bytes) == 0,
+             "other pixels in phase ", number, ", tap ", other);
+      for (std::int32_t block = 0; block < g_.channel_blocks; ++block) {
+        if (!g_.is_resident) load_box(here, tile.group, block);
+        const std::int32_t end = step + g_.unit_steps(phase.joined_taps, block);
+        for (; step < end; ++step) multiply(weights + std::int64_t{step} * g_.step_bytes());
+      }
+    }
+    expect(step == phase.steps, "units of ", step, " steps, not ", phase.steps);
+  }
+
+  std::vector<BoxPixel> pixels(const Tile& tile, const PackedPhase& phase, std::int32_t other) const {
+    std::vector<BoxPixel> result(g_.box_pixels);
+    for (std::int32_t i = 0; i < g_.box_pixels; ++i) result[i] = BoxPixel::of(g_, tile, phase, other, i);
+    return result;
+  }
+
+  void load_box(const std::vector<BoxPixel>& pixels, std::int32_t group, std::int32_t block) {
+    box_.assign(g_.box_bytes() / kPieceBytes, Piece{kNothing});
+    const auto pieces = static_cast<std::int32_t>(g_.block_pieces.divisor);
+    for (std::int32_t i = 0; i < g_.box_pixels * pieces; ++i) {
+      const BoxPixel& pixel = pixels[i / pieces];
+      bool exists = pixel.n < p_.batch;
+      for (int d = 0; d < kDims; ++d) exists = exists && pixel.at[d] >= 0 && pixel.at[d] < p_.input[d];
+      Piece& to = box_.at(i / pieces * g_.pixel_bytes / kPieceBytes + i % pieces);
+      to = {};
+      const std::int32_t first = (block * pieces + i % pieces) * g_.piece_elements;
+      for (int e = 0; e < g_.piece_elements && exists && first + e < g_.channels; ++e) {
+        const std::int32_t channel = group * g_.channels + first + e;
+        to[e] =
+            static_cast<std::int8_t>(input_.at({pixel.n, channel, pixel.at[0], pixel.at[1], pixel.at[2]}));
+      }
+    }
+  }
+
+  // A step whose weights lie at `from`. Half of the lanes read pieces 0, 2, …, the others 1, 3, …; in pairs,
+  // of which the last two are not multiplied where the third has no piece.
+  void multiply(std::int64_t from) {
+    const auto packed = packed_.read<PackedStep>(from + g_.tile_filters * kStepBytes);
+    constexpr int kPairs = kStepPieces / 2;
+    const bool is_full = packed.at[kPairs / 2] != kNoPiece;
+    seen[is_full ? "steps that are multiplied" : "steps of which half is multiplied"] += 1;
+    std::vector<Piece> rows(filters_);
+    for (std::int32_t piece = 0; piece < kStepPieces; ++piece) {
+      const std::int32_t pair = piece / 2, parity = piece % 2, offset = packed.at[parity * kPairs + pair];
+      if (offset == kNoPiece) continue;
+      expect(is_full || pair < kPairs / 2, "piece ", piece, " is not multiplied");
+      // Of 32 rows the lanes have the places of the first 16, of the first pair.
+      for (std::int32_t row = 0; row < filters_; ++row) {
+        const std::int32_t group = row & 16, line = row - group;
+        const std::int32_t place = (line * kStepBytes + swizzled(line, parity)) ^ (pair * 2 * kPieceBytes);
+        rows[row] = packed_.read<Piece>(from + group * kStepBytes + place);
+      }
+      for (std::size_t i = 0; i < positions_.size(); ++i) {
+        const std::int32_t at = places_[i] + offset;
+        const bool fits = at >= 0 && at % kPieceBytes == 0 && at + kPieceBytes <= g_.box_bytes();
+        expect(fits, "position ", i, " reads byte ", at, " of a box of ", g_.box_bytes());
+        if (!fits || outputs_[i][0] < 0) continue;
+        const Piece& pixel = box_[at / kPieceBytes];
+        expect(pixel[0] != kNothing, "position ", i, " reads byte ", at, ", where nothing is");
+        for (std::int32_t row = 0; row < filters_; ++row) {
+          int& to = sums_[i * filters_ + row];
+          for (int e = 0; e < g_.piece_elements; ++e) to += pixel[e] * rows[row][e];
         }
       }
     }
   }
-  expect(!packed.elements.empty() && packed.elements.begin()->first % 128 == 0,
-         "rows begin at a multiple of 128");
-  expect(packed.entries.rbegin()->first < packed.elements.begin()->first, "entries lie before rows");
-  expect(packed.elements.rbegin()->first < static_cast<std::int64_t>(packed_bytes(g)), "packed bytes");
-  return packed;
-}
 
-// One element of a tile, of all splits.
-int product(const GeometryProblem& p, const Geometry& g, const Packed& packed, Tensor& input,
-            const Tile& tile, const Position& position, std::int32_t column_phase, std::int32_t filter) {
-  const std::int32_t phase[kDims] = {tile.phase[0], tile.phase[1], column_phase};
-  const PhaseTaps taps = PhaseTaps::of(g, phase);
-  const std::int32_t number = tile.phase_number(g, column_phase);
-  int sum = 0;
-  for (std::int32_t k = 0; k < taps.packed(g).steps * g.step_elements; ++k) {
-    const PackedEntry& entry = packed.entries.at(g.packed_entry(number, k));
-    if (entry.channel < 0) continue;
-    Shape from{position.n, tile.group * g.channels + entry.channel};
-    bool inside = true;
-    std::int32_t rest = entry.tap;  // of which the dimensions' numbers are left
-    const PackedPhase packed_phase = taps.packed(g);
-    for (int d = kDims - 1; d >= 0; --d) {
-      from[2 + d] = position.j[d] * g.advance(d) + entry.pixel[d];
-      inside = inside && from[2 + d] >= 0 && from[2 + d] < p.input[d];
-      const std::int32_t own = rest % packed_phase.count[d];
-      rest /= packed_phase.count[d];
-      expect(entry.pixel[d] == packed_phase.offset[d] + own * packed_phase.offset_step[d], "tap ", entry.tap);
+  void find_outputs(const Tile& tile, const Phase& phase) {
+    outputs_.assign(positions_.size(), {});
+    for (std::size_t i = 0; i < positions_.size(); ++i) {
+      bool exists = tile.first[0] + positions_[i].at[0] < p_.batch;
+      for (int d = 0; d < kDims; ++d) {
+        const std::int32_t number = tile.first[1 + d] + positions_[i].at[1 + d];
+        const std::int64_t at = outputs_[i][2 + d] = std::int64_t{number} * g_.phases[d] + phase.of[d];
+        expect((at < p_.output[d]) == (number < numbers_in(g_, d, phase.of[d])), "number ", number);
+        exists = exists && at < p_.output[d];
+      }
+      outputs_[i][0] = exists ? tile.first[0] + positions_[i].at[0] : -1;
     }
-    const std::int32_t in_step = k % g.step_elements;
-    const std::int64_t at = g.packed_step(number, tile.group, k / g.step_elements) + filter * kStepBytes +
-                            swizzled(filter, in_step / g.piece_elements) +
-                            in_step % g.piece_elements * g.element_bytes;
-    if (inside) sum += input.at(from) * packed.elements.at(at);
   }
-  return sum;
+  void store(const Tile& tile) {
+    for (std::size_t i = 0; i < positions_.size(); ++i) {
+      Shape& to = outputs_[i];
+      for (std::int32_t row = 0; row < filters_ && to[0] >= 0; ++row) {
+        to[1] = tile.group * g_.filters + tile.filter + row;
+        const int got = sums_[i * filters_ + row];
+        expect(got == expected_.at(to), "filter ", to[1], " at ", to[2], ", ", to[3], ", ", to[4],
+               " of image ", to[0], ": ", got, " instead of ", expected_.at(to));
+        ++written_.at(expected_.place(to));
+      }
+    }
+  }
+
+  const GeometryProblem& p_;
+  const Geometry& g_;
+  const Packed& packed_;
+  Tensor& input_;
+  Tensor& expected_;
+  std::vector<int> written_;  // how often
+  std::vector<Position> positions_;
+  std::vector<std::int32_t> places_;
+  std::vector<BoxPixel> table_;  // of phase 0, where there is one table
+  std::vector<Piece> box_;
+  std::int32_t filters_ = 0;
+  std::vector<int> sums_;
+  std::vector<Shape> outputs_;  // of positions; image -1 where there is none
+};
+
+void expect_sizes(const GeometryProblem& p, const Geometry& g) {
+  const std::int32_t rows = g.filters_are_rows ? g.tile_filters : g.tile_positions;
+  const std::int32_t columns = g.filters_are_rows ? g.tile_positions : g.tile_filters;
+  const std::array<std::int32_t, 2> sizes[] = {{128, 64}, {64, 128}, {32, 256}, {16, 256}};
+  expect(std::ranges::count(sizes, std::array{g.tile_filters, g.tile_columns()}) == 1, "a tile of ",
+         g.tile_filters, " x ", g.tile_positions);
+  const bool is_small = g.tile_filters == 16;
+  expect(!is_small || (g.filters_are_rows && g.interleave == 1 && g.row_warps == 1), "16 filters");
+  expect(rows == g.row_warps * 32 || is_small, rows, " rows of ", g.row_warps, " warps");
+  expect(columns == kThreads / 32 / g.row_warps * 32 / g.interleave, columns, " columns");
+  expect(g.interleave == 1 || (g.interleave == kMostInterleave && g.filters_are_rows), "interleave");
+  const int bits = g.patch_bits[0] + g.patch_bits[1] + g.patch_bits[2] + g.patch_bits[3];
+  expect(1 << bits == g.tile_positions, "a patch of ", 1 << bits, " positions");
+  const std::int64_t phases = std::int64_t{g.tile_phases.divisor} * g.block_phases;
+  expect(phases == g.all_phases() && g.block_phases % g.interleave == 0, "phases of blocks");
+  const auto splits = static_cast<std::int32_t>(g.splits.divisor);
+  expect(splits == 1 || g.block_phases == 1, splits, " splits of several phases");
+  expect((splits - 1) * ((g.most_steps + splits - 1) / splits) < g.most_steps, "a split without steps");
+  expect(!p.takes_statistics || (g.patch_bits[0] == 0 && g.block_phases == g.interleave),
+         "a tile of several images or rows");
+  expect(g.is_resident ? g.pixel_tables == 1 && g.boxes == 1 && g.channel_blocks == 1
+                       : g.boxes == 2 && g.block_phases == g.interleave,
+         "boxes of a block");
+  // Pixels that follow each other have the same piece in different banks.
+  expect(g.pixel_bytes >= g.pieces(0) * kPieceBytes && g.pixel_bytes % 32 == 16, g.pixel_bytes, " bytes");
 }
 
-void check(const GeometryProblem& p, std::mt19937& random) {
+void expect_layout(const GeometryProblem& p, const Geometry& g) {
+  const SharedLayout at = SharedLayout::of(g, p.takes_statistics);
+  expect(at.bytes <= kMostSharedBytes, at.bytes, " bytes of shared memory");
+  std::int32_t end = 0;  // of the parts so far
+  const auto expect_part = [&](const char* part, std::int32_t begin, std::int64_t bytes, int alignment) {
+    expect(begin >= end && begin % alignment == 0, part, " at byte ", begin, ", behind ", end);
+    end = static_cast<std::int32_t>(begin + bytes);
+    expect(end <= at.bytes, part, " up to byte ", end, " of ", at.bytes);
+  };
+  expect_part("columns", 0, g.tile_positions * kColumnBytes, 16);
+  expect_part("places", at.places, g.tile_positions * 4, 4);
+  expect_part("pixels", at.pixels, std::int64_t{g.pixel_tables} * g.box_pixels * 8, 8);
+  expect_part("flag", at.flag, 4, 4);
+  expect_part("zeros", at.zeros, kPieceBytes, 16);
+  expect_part("tile", at.tile, sizeof(Tile), alignof(Tile));
+  expect_part("boxes", at.boxes, std::int64_t{g.boxes} * g.box_bytes(), 16);
+  expect_part("stages", at.stages, std::int64_t{at.num_stages} * at.stage_bytes, 16);
+  expect(at.stage_bytes >= g.step_bytes() && at.stage_bytes % 16 == 0, "stages of ", at.stage_bytes);
+  expect(at.num_stages == 2 || at.num_stages == kMostStages, at.num_stages, " stages");
+  // Words may take the place of what is not needed behind the last product.
+  if (at.words == at.boxes && g.block_phases == g.interleave) end = at.boxes;
+  expect(g.tile_filters * g.tile_columns() <= kThreads * kThreadSums, "words of a thread");
+  expect_part("words", at.words, kThreads * kThreadSums * 4, 16);
+  if (!p.takes_statistics) return;
+  const std::int32_t rows = g.filters_are_rows ? g.tile_filters : g.tile_positions;
+  const std::int32_t columns = g.filters_are_rows ? g.tile_columns() : g.tile_filters;
+  expect(staging_pitch(g) >= columns && staging_pitch(g) % 4 == 0, "a pitch of ", staging_pitch(g));
+  expect_part("staging", at.staging, std::int64_t{rows} * staging_pitch(g) * 4, 16);
+  expect_part("scratch", at.scratch, kThreads * 4, 4);
+}
+
+void count_kinds(const GeometryProblem& p, const Geometry& g) {
+  bool joins = false, leaves = false;
+  for (int d = 0; d < kDims; ++d) (g.joined[d] ? joins : leaves) |= g.taps[d] > 1;
+  const auto count = [](const std::string& kind, bool is_it) { seen[kind] += is_it ? 1 : 0; };
+  count("resident, several phases", g.is_resident && g.block_phases > g.interleave);
+  count("two boxes, one table", !g.is_resident && g.pixel_tables == 1);
+  count("joined taps", joins);
+  count("taps not joined", leaves);
+  count("joined taps and others", joins && leaves);
+  count("several channel blocks", g.channel_blocks > 1);
+  count("last channel block shorter", g.channel_blocks > 1 && g.last_pieces < g.pieces(0));
+  count("several tiles of filters", g.filter_tiles.divisor > 1);
+  count("splits", g.splits.divisor > 1);
+  count("interleave 2", g.interleave == 2);
+  count("interleave 2, several rows of phases", g.interleave == 2 && g.block_phases > 2);
+  count(epiconv::concat("tiles of ", g.tile_filters, " filters"), true);
+  count(g.filters_are_rows ? "filters are rows" : "positions are rows", true);
+  count("several patches of several images", g.patch_bits[0] > 0 && g.patches[0].divisor > 1);
+  count("statistics of several tiles", p.takes_statistics && g.position_tiles > p.batch);
+}
+
+// `computes`: else only sizes are looked at.
+void check(const GeometryProblem& p, std::mt19937& random, bool computes) {
+  expectations::subject = text_of(p);
   Geometry g;
   const std::string why_not = plan_geometry(p, g);
-  expect(why_not.empty(), why_not);
-  if (!why_not.empty()) return;
-  Tensor input({p.batch, p.groups * p.channels, p.input[0], p.input[1], p.input[2]});
-  Tensor weight = weight_of(p);
-  fill(input, random);
-  fill(weight, random);
+  if (!why_not.empty()) return expect(false, why_not);
+  expect_sizes(p, g);
+  expect_layout(p, g);
+  if (!computes) return;
+  count_kinds(p, g);
+  Tensor input = filled({p.batch, p.groups * p.channels, p.input[0], p.input[1], p.input[2]}, random);
+  Tensor weight = filled(weight_shape(p), random);
   Tensor expected = defined(p, input, weight);
-  const Packed packed = pack(p, g, weight);
-  std::vector<int> written(expected.values.size(), 0);
-  std::map<std::int64_t, std::int32_t> images;  // of position tiles
-  const std::int64_t blocks = g.position_blocks() * g.position_tiles;
-  for (std::int64_t block = 0; block < blocks; ++block) {
-    const Tile tile = Tile::of(g, static_cast<std::int32_t>(block), 0);
-    if (tile.split != 0) continue;
-    for (std::int32_t column = 0; column < g.tile_columns(); ++column) {
-      const std::int32_t column_phase = tile.phase[2] + column % g.interleave;
-      const Position position = Position::of(g, tile.position, column / g.interleave);
-      const Pixel pixel = Pixel::of(g, tile, position, column_phase);
-      if (pixel.n < 0) continue;
-      const auto [first, is_new] = images.emplace(tile.position, pixel.n);
-      expect(is_new || first->second == pixel.n || !g.by_image, "a tile of several images");
-      for (std::int32_t f = tile.filter; f < std::min(tile.filter + g.tile_filters, g.filters); ++f) {
-        const Shape to{pixel.n, tile.group * g.filters + f, pixel.d, pixel.h, pixel.w};
-        const int got = product(p, g, packed, input, tile, position, column_phase, f);
-        expect(got == expected.at(to), "filter ", f, " at ", pixel.d, ", ", pixel.h, ", ", pixel.w, ": ", got,
-               " instead of ", expected.at(to));
-        std::int64_t offset = 0;
-        for (std::size_t d = 0; d < to.size(); ++d) offset = offset * expected.shape[d] + to[d];
-        ++written[offset];
-      }
-    }
-  }
-  for (std::size_t i = 0; i < written.size(); ++i) {
-    expect(written[i] == 1, "element ", i, " is written ", written[i], " times");
-  }
+  const Packed packed(p, g, weight);
+  Kernel(p, g, packed, input, expected).run();
 }
 
-GeometryProblem draw(std::mt19937& random) {
-  const auto up_to = [&](int most, int least = 1) {
-    return least + static_cast<int>(random() % (most - least + 1));
+void check_too_large() {
+  using P = GeometryProblem;
+  constexpr std::int64_t kLarge = std::int64_t{1} << 30;
+  const auto expect_refused = [](bool transposed, auto&& change) {
+    P p = row_problem(transposed, 50, 3, 2, 1);
+    change(p);
+    expectations::subject = text_of(p);
+    Geometry g;
+    expect(!plan_geometry(p, g).empty(), "is not refused");
   };
-  for (;;) {
-    GeometryProblem p{};
-    p.batch = up_to(3);
-    p.groups = up_to(3);
-    const int channels[] = {1, 3, 4, 9, 17, 33};
-    p.channels = channels[random() % 6];
-    p.filters = random() % 4 == 0 ? up_to(130) : up_to(9);
-    p.transposed = random() % 2 == 0;
-    p.element_bytes = random() % 2 == 0 ? 4 : 2;
-    p.by_image = random() % 2 == 0;
-    p.stores_columns = random() % 2 == 0;
-    const int rank = up_to(3);
-    bool fits = true;
-    std::int64_t work = p.batch * p.groups * p.channels * p.filters;
-    for (int d = 0; d < kDims; ++d) {
-      const bool is_there = d >= kDims - rank;
-      p.stride[d] = is_there ? up_to(4) : 1;
-      p.dilation[d] = is_there ? up_to(3) : 1;
-      p.taps[d] = is_there ? up_to(4) : 1;
-      p.padding[d] = is_there ? up_to(3, 0) : 0;
-      const std::int64_t reach = p.dilation[d] * (p.taps[d] - 1);
-      p.input[d] = is_there ? up_to(rank == 1 ? 90 : 9) : 1;
-      const std::int64_t end = is_there ? up_to(3, 0) : 0;
-      if (p.transposed) {
-        p.output[d] = (p.input[d] - 1) * p.stride[d] + reach + 1 - p.padding[d] - end + end % p.stride[d];
-      } else {
-        const std::int64_t room = p.input[d] + p.padding[d] + end - reach - 1;
-        p.output[d] = room < 0 ? 0 : room / p.stride[d] + 1;
-      }
-      fits = fits && p.output[d] >= 1;
-      work *= p.taps[d] * (p.transposed ? p.input[d] : p.output[d]);
-    }
-    if (fits && work < 300000) return p;
+  for (const bool transposed : {false, true}) {
+    for (const auto extent : {&P::batch, &P::groups, &P::channels, &P::filters})
+      expect_refused(transposed, [&](P& p) { p.*extent = kLarge; });
+    for (const auto extents : {&P::input, &P::output, &P::taps, &P::stride, &P::dilation, &P::padding})
+      for (int d = 0; d < kDims; ++d) expect_refused(transposed, [&](P& p) { (p.*extents)[d] = kLarge; });
+    // None is too large, but together they are.
+    expect_refused(transposed, [&](P& p) { p.output[0] = p.output[1] = p.output[2] = kLarge / 2 - 1; });
+    expect_refused(transposed, [&](P& p) { p.taps[0] = p.taps[1] = p.taps[2] = kLarge / 2; });
+    expect_refused(transposed, [&](P& p) { p.groups = p.filters = kLarge / 2 - 1; });
   }
+  expect_refused(true, [&](P& p) { p.stride[0] = p.stride[1] = p.stride[2] = kLarge / 2 - 1; });
 }
 
-std::string text_of(const GeometryProblem& p) {
-  std::string text = epiconv::concat(p.transposed ? "transposed " : "", p.batch, " x ", p.groups, " x ",
-                                     p.channels, ", ", p.filters, " filters");
-  for (int d = 0; d < kDims; ++d) {
-    text += epiconv::concat("; ", p.input[d], " to ", p.output[d], " by ", p.taps[d], " taps, stride ",
-                            p.stride[d], ", dilation ", p.dilation[d], ", padding ", p.padding[d]);
+// Eight rows that follow each other have the same piece in different banks.
+void check_banks() {
+  expectations::subject = "banks";
+  for (std::int32_t row = 0; row < 128; ++row) {
+    for (std::int32_t piece = 0; piece < kStepPieces; ++piece) {
+      int banks = 0;
+      for (int i = 0; i < 8; ++i) banks |= 1 << swizzled(row + i, piece) / kPieceBytes % 8;
+      expect(banks == 255, "piece ", piece, " from row ", row, " on");
+    }
   }
-  return text;
 }
 
 }  // namespace
 
 int main() {
   std::mt19937 random(1);
-  for (int i = 0; i < 300; ++i) {
-    const GeometryProblem problem = draw(random);
-    expectations::subject = text_of(problem);
-    check(problem, random);
+  for (int i = 0; i < 140; ++i) {
+    for (const Limits& limits : kLimits) check(draw(random, limits, true), random, true);
   }
+  for (const GeometryProblem& p : {row_problem(false, 5001, 3, 1000, 1), row_problem(false, 2500, 3, 1, 1000),
+                                   row_problem(false, 9000, 4, 1000, 1000), row_problem(true, 4, 3, 1000, 1),
+                                   row_problem(true, 20, 3, 1, 1000), row_problem(true, 4, 3, 1000, 999)}) {
+    check(p, random, true);
+  }
+  expect(seen.size() == 21, seen.size(), " kinds of problems");
+  for (const auto& [kind, count] : seen) {
+    std::printf("%4d %s\n", count, kind.c_str());
+    expect(count >= 3, "only ", count, " problems: ", kind);
+  }
+  for (int i = 0; i < 300; ++i) check(draw(random, kLargeLimits, false), random, false);
+  check_too_large();
+  check_banks();
   return expectations::failures == 0 ? 0 : 1;
 }

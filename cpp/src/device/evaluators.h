@@ -51,7 +51,7 @@ struct Interpreted {
   static __device__ __forceinline__ void run(Part part, const Chunk<Shape>& chunk, Values& accumulator) {
     const typename Shape::Parameters& pass = chunk.pass;
     const PartSteps steps = PartSteps::of(part, pass);
-    Slots slots;
+    Slots slots{};  // else they would live from chunk to chunk
     if (part != Part::kBehindNorm) copy_to_slot(slots, pass.save_input, accumulator);
 #pragma unroll 1
     for (int i = steps.first; i < steps.end; ++i) {
@@ -89,10 +89,13 @@ struct Interpreted {
     Values b;
     fetch(chunk, step, 1, slots, accumulator, b);
     if constexpr (kSlots > 0) {
-      Values c;
-      fetch(chunk, step, 2, slots, accumulator, c);
+      Values c{};
+      const bool has_c = fetches & kFetchC;
+      if (has_c) fetch(chunk, step, 2, slots, accumulator, c);
       if (fetches & kFetchA) fetch(chunk, step, 0, slots, accumulator, accumulator);
-      apply(step, accumulator, [&](int j) { return b[j]; }, [&](int j) { return c[j]; });
+      apply(
+          step, accumulator, [&](int j) { return b[j]; },
+          [&](int j) { return has_c ? c[j] : step.number[2]; });
     } else {
       apply(step, accumulator, [&](int j) { return b[j]; }, [&](int) { return step.number[2]; });
     }

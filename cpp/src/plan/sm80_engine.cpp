@@ -39,7 +39,20 @@ sm80::TensorLayout tensor_layout(DType dtype, const Extents& extents, const Exte
   return layout;
 }
 
-sm80::GeometryProblem geometry_problem(const ConvPlanProblem& problem, bool by_image) {
+// Whether channels lie in pieces of 16 bytes of what is multiplied.
+bool in_pieces(const ConvPlanProblem& problem, const sm80::TensorLayout& input, int element_bytes) {
+  const int size = dtype_size(problem.input_dtype);
+  if (problem.conv.C() / problem.conv.groups() * element_bytes % sm80::kPieceBytes != 0) return false;
+  if (problem.input_alignment % sm80::kPieceBytes != 0) return false;
+  for (int d = 0; d < 2 + kDims; ++d) {
+    const std::int64_t stride = input.strides[d];
+    if (d == 1 ? stride != 1 : stride * size % sm80::kPieceBytes != 0) return false;
+  }
+  return true;
+}
+
+sm80::GeometryProblem geometry_problem(const ConvPlanProblem& problem,
+                                       const sm80::ImplicitConvProblem& planned) {
   const ConvProblem& conv = problem.conv;
   sm80::GeometryProblem result{};
   result.batch = conv.N();
@@ -55,8 +68,11 @@ sm80::GeometryProblem geometry_problem(const ConvPlanProblem& problem, bool by_i
   spread_spatial(conv.padding_begin(), 0, result.padding);
   result.transposed = conv.transposed();
   result.element_bytes = problem.math == ConvMath::kTf32 || problem.math == ConvMath::kIeee ? 4 : 2;
-  result.by_image = by_image;
-  result.stores_columns = problem.output_strides.back() == 1;
+  result.takes_statistics = planned.takes_statistics;
+  const auto& output = planned.output.strides;
+  result.stores_columns = output[4] == 1;
+  result.words_are_filters = output[1] == 1 && problem.conv.K() > 1 && !result.stores_columns;
+  result.in_pieces = planned.in_pieces;
   return result;
 }
 
@@ -122,17 +138,16 @@ std::string Sm80Engine::plan(const ConvPlanProblem& given) {
     problem_.program = problem_.program.before_norm();
     problem_.takes_statistics = true;
   }
-  std::string why_not =
-      sm80::plan_geometry(geometry_problem(given, problem_.takes_statistics), problem_.geometry);
-  if (!why_not.empty()) return why_not;
-
   const Extents& extents = given.conv.output();
   const DType stored = division_ == Division::kNone ? given.output_dtype : DType::kFloat32;
   problem_.math = given.math;
   problem_.padding_mode = given.padding_mode;
   problem_.input = tensor_layout(given.input_dtype, given.conv.input(), given.input_strides);
-  problem_.input_alignment = given.input_alignment;
   problem_.output = tensor_layout(stored, extents, given.output_strides);
+  const int element_bytes = given.math == ConvMath::kTf32 || given.math == ConvMath::kIeee ? 4 : 2;
+  problem_.in_pieces = in_pieces(given, problem_.input, element_bytes);
+  const std::string why_not = sm80::plan_geometry(geometry_problem(given, problem_), problem_.geometry);
+  if (!why_not.empty()) return why_not;
   for (const PlacedOperand& operand : operands) {
     if (!problem_.program.reads(operand.place)) continue;
     problem_.operands[operand.place] = tensor_layout(operand.dtype, extents, operand.strides);
@@ -153,16 +168,14 @@ std::string Sm80Engine::plan(const ConvPlanProblem& given) {
       name_ += concat(has_norm ? ", group_norm_cuda_" : ", elementwise_cuda_", pass_->kernel());
     }
   }
+  // Packed weights are of the boxes, too, and so of the input's extents.
   const sm80::Geometry& g = problem_.geometry;
-  format_ = concat("sm80/", name_of(given.math), "/", g.groups);
-  if (!g.transposed) {
-    for (int d = 0; d < kDims; ++d) format_ += concat("/", g.padding[d], ",", g.dilation[d]);
-    return "";
-  }
-  format_ += "/transposed";
+  format_ = concat("sm80/", name_of(given.math), "/", g.groups, g.transposed ? "/transposed" : "");
   for (int d = 0; d < kDims; ++d) {
-    format_ += concat("/", g.stride[d], ",", g.padding[d], ",", g.dilation[d]);
+    format_ += concat("/", g.transposed ? g.stride[d] : 1, ",", g.padding[d], ",", g.dilation[d], ",",
+                      g.box[d], g.joined[d] ? concat("+", g.box_low[d]) : "");
   }
+  format_ += concat("/", g.block_pieces.divisor, ",", g.pixel_bytes, ",", g.tile_filters);
   return "";
 }
 

@@ -1,4 +1,4 @@
-// The chunk of the portable kernel's epilogue: words of four elements of a tile, each pixels of a filter or
+// The chunk of the portable kernel's epilogue: words of four sums of a thread, each pixels of a filter or
 // filters of a pixel. What the evaluators of device/evaluators.h run on.
 #pragma once
 
@@ -8,6 +8,12 @@
 namespace epiconv {
 
 namespace sm80 {
+
+// A row of the products has kRowWords words of a thread, kWordColumns columns apart; a thread's next row is
+// kRowDistance behind.
+inline constexpr int kRowWords = 2;
+inline constexpr int kWordColumns = 16;
+inline constexpr int kRowDistance = 8;
 
 template <int kTheWords>
 struct ConvShape {
@@ -19,11 +25,52 @@ struct ConvShape {
   static constexpr int kCount = kWord * kWords;
 };
 
-// Of the columns of a tile, in shared memory: pixels, of which those with n = -1 do not exist, and where
-// filter 0 of them lies in the output.
-struct Columns {
-  const Pixel* pixels;
-  const std::int64_t* offsets;
+// A phase's place in the output; of several whose columns are stored together the first.
+struct PhasePlace {
+  Phase phase;
+  std::int64_t offset;   // of the phase in the output
+  std::int32_t outside;  // dimensions in which numbers that are the last lie outside
+  std::int32_t columns;  // of a row of the output, that are stored together, of all patches
+
+  __device__ __forceinline__ static PhasePlace of(const ConvParameters& p, std::int32_t number) {
+    const Geometry& g = p.geometry;
+    PhasePlace place{Phase::at(g, number), 0, kNowhere, 0};
+#pragma unroll
+    for (int d = 0; d < kDims; ++d) {
+      place.offset += place.phase.of[d] * p.epilogue.output.strides[2 + d];
+      if (d < kDims - 1 && numbers_in(g, d, place.phase.of[d]) < g.grid[d]) place.outside |= 1 << d;
+    }
+    place.columns = g.interleave > 1 ? g.output[2] : numbers_in(g, 2, place.phase.of[2]);
+    return place;
+  }
+};
+
+// What all chunks of a tile and a phase share.
+struct TilePlace {
+  const Geometry& g;
+  const Tile& tile;
+  const Column* columns;
+  const PhasePlace& phase;
+
+  // Columns of the output from a position on, up to the end of its row; none where it lies outside.
+  __device__ __forceinline__ std::int32_t room(const Column& column) const {
+    return column.outside & phase.outside ? 0 : phase.columns - column.number * g.interleave;
+  }
+  __device__ __forceinline__ std::int32_t filters() const { return g.filters - tile.filter; }
+  // Where a tensor has a position's pixel; of positions outside one that lies inside.
+  __device__ __forceinline__ std::int64_t pixel_offset(const OutputTensor& tensor, std::int32_t position,
+                                                       std::int32_t column_phase) const {
+    const Position at = Position::of(g, position);
+    const auto image = static_cast<std::int32_t>(g.batch - 1);
+    std::int64_t offset = min(tile.first[0] + at.at[0], image) * tensor.strides[0];
+#pragma unroll
+    for (int d = 0; d < kDims; ++d) {
+      const std::int32_t added = phase.phase.of[d] + (d == kDims - 1 ? column_phase : 0);
+      const std::int32_t pixel = (tile.first[1 + d] + at.at[1 + d]) * g.phases[d] + added;
+      offset += min(pixel, g.output[d] - 1) * tensor.strides[2 + d];
+    }
+    return offset;
+  }
 };
 
 }  // namespace sm80
@@ -37,20 +84,36 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
   using Values = float[kCount];
 
   const sm80::EpilogueParameters& pass;
-  const sm80::Columns& columns;
-  // Of the first element of the first word, and from a word to the next.
-  std::int32_t filter, column, filter_step, column_step;
-  std::int32_t words;    // that exist
-  std::int32_t in_word;  // elements of each that exist, if their pixels do
-  bool is_in_rows;       // each word is whole, of one image, and consecutive in the output
+  const sm80::TilePlace& place;
+  std::int32_t row, column;      // of the first word, in the tile
+  std::int64_t offsets[kWords];  // of words in the output
+  std::int32_t rooms[kWords];    // elements of each, or more, that exist
+
+  __device__ __forceinline__ Chunk(const sm80::EpilogueParameters& the_pass, const sm80::TilePlace& the_place,
+                                   std::int32_t the_row, std::int32_t the_column)
+      : pass(the_pass), place(the_place), row(the_row), column(the_column) {
+    const sm80::Tile& tile = place.tile;
+    const std::int32_t first = tile.group * place.g.filters + tile.filter;
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) {
+      const sm80::Column at = place.columns[position(w, 0)];
+      const std::int32_t room = place.room(at), filters = place.filters() - filter(w, 0);
+      offsets[w] = at.offset + place.phase.offset + (first + filter(w, 0)) * pass.output.strides[1];
+      rooms[w] = place.g.filters_are_rows ? (filters > 0 ? room : 0) : (room > 0 ? filters : 0);
+    }
+  }
 
   // Whether the tensor has one element for each word; `ones` are they.
   __device__ __forceinline__ bool load_ones(const Tensor& tensor, float (&ones)[kWords]) const {
-    if (tensor.pattern != Pattern::kOne || !is_in_rows) return false;
+    if (tensor.pattern != Pattern::kOne || !(pass.in_rows || tensor.is_of_filters)) return false;
+    const bool is_of_rows = tensor.is_of_filters && place.g.filters_are_rows;
     visit_floating<float>(tensor.dtype, [&]<typename Stored>() {
       const Stored* const data = static_cast<const Stored*>(tensor.data);
 #pragma unroll
-      for (int w = 0; w < kWords; ++w) ones[w] = from_stored<float>(data[find(tensor, w)]);
+      for (int w = 0; w < kWords; ++w) {
+        const bool is_same = w % sm80::kRowWords > 0 && is_of_rows;
+        ones[w] = is_same ? ones[w - 1] : from_stored<float>(data[find(tensor, w, 0)]);
+      }
     });
     return true;
   }
@@ -60,7 +123,7 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
     if (load_ones(tensor, ones)) {
 #pragma unroll
       for (int j = 0; j < kCount; ++j) values[j] = ones[j / kWord];
-    } else if (tensor.pattern == Pattern::kWords && is_in_rows) {
+    } else if (tensor.pattern == Pattern::kWords && pass.in_rows) {
       visit_floating<float>(tensor.dtype, [&]<typename Stored>() {
         load_words(tensor, static_cast<const Stored*>(tensor.data), values);
       });
@@ -72,104 +135,95 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
   __device__ __forceinline__ void store(const Values& values) const {
     visit_floating<float>(pass.output.dtype, [&]<typename Stored>() {
       Stored* const data = static_cast<Stored*>(const_cast<void*>(pass.output.data));
-      std::int64_t offsets[kWords];
-      find_all(pass.output, offsets);
-      if (is_in_rows && are_aligned(data, offsets)) {
+      if (!pass.in_rows) {
 #pragma unroll
-        for (int w = 0; w < kWords; ++w) {
-          if (w < words) store_packed<Stored, kWord>(values + w * kWord, data + offsets[w]);
+        for (int j = 0; j < kCount; ++j) {
+          const int w = j / kWord, e = j % kWord;
+          if (exists(w, e)) data[find(pass.output, w, e)] = to_stored<Stored>(values[j]);
         }
         return;
       }
 #pragma unroll
-      for (int j = 0; j < kCount; ++j) {
-        const int w = j / kWord, e = j % kWord;
-        if (exists(w, e)) data[offset(pass.output, w, e)] = to_stored<Stored>(values[j]);
+      for (int w = 0; w < kWords; ++w) {
+        Stored* const to = data + offsets[w];
+        const float* const word = values + w * kWord;
+        if (rooms[w] >= kWord && is_aligned<kWord>(to)) {
+          store_packed<Stored, kWord>(word, to);
+        } else if (rooms[w] >= kWord && is_aligned<kWord / 2>(to)) {
+          store_packed<Stored, kWord / 2>(word, to);
+          store_packed<Stored, kWord / 2>(word + kWord / 2, to + kWord / 2);
+        } else {
+#pragma unroll
+          for (int e = 0; e < kWord; ++e) {
+            if (e < rooms[w]) to[e] = to_stored<Stored>(word[e]);
+          }
+        }
       }
     });
   }
 
-  // Whether a word from a column on, all of it, lies in a row of the output.
-  __device__ __forceinline__ static bool lies_in_row(const sm80::EpilogueParameters& pass,
-                                                     const sm80::Columns& columns, std::int32_t column) {
-    const sm80::Pixel* const pixels = columns.pixels + column;
-    if (pixels[0].n < 0) return false;
-    if (pass.words_are_filters) return pass.output.strides[1] == 1;
-    const std::int64_t* const offsets = columns.offsets + column;
-    return pixels[kWord - 1].n == pixels[0].n && offsets[kWord - 1] - offsets[0] == kWord - 1;
-  }
-
-  // Of a pixel's filter 0 in a tensor.
-  __device__ __forceinline__ static std::int64_t pixel_offset(const Tensor& tensor,
-                                                              const sm80::Pixel& pixel) {
-    return pixel.n * tensor.strides[0] + pixel.d * tensor.strides[2] + pixel.h * tensor.strides[3] +
-           pixel.w * tensor.strides[4];
-  }
-
  private:
-  // Of word w, or the first one where there is none.
-  __device__ __forceinline__ std::int32_t filter_of(int w) const {
-    return filter + (w < words ? w : 0) * filter_step;
+  __device__ __forceinline__ std::int32_t row_of(int w) const {
+    return row + w / sm80::kRowWords * sm80::kRowDistance;
   }
-  __device__ __forceinline__ std::int32_t column_of(int w) const {
-    return column + (w < words ? w : 0) * column_step;
+  __device__ __forceinline__ std::int32_t column_of(int w, int e) const {
+    return column + w % sm80::kRowWords * sm80::kWordColumns + e;
   }
-
-  template <typename Stored>
-  __device__ __forceinline__ static bool are_aligned(const Stored* data,
-                                                     const std::int64_t (&offsets)[kWords]) {
-    auto bits = static_cast<std::uint32_t>(reinterpret_cast<std::uintptr_t>(data) / sizeof(Stored));
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) bits |= static_cast<std::uint32_t>(offsets[w]);
-    return bits % kWord == 0;
+  // Of an element: its filter, and its position, in the tile.
+  __device__ __forceinline__ std::int32_t filter(int w, int e) const {
+    return place.g.filters_are_rows ? row_of(w) : column_of(w, e);
+  }
+  __device__ __forceinline__ std::int32_t position(int w, int e) const {
+    if (!place.g.filters_are_rows) return row_of(w);
+    return place.g.interleave > 1 ? column_of(w, e) / sm80::kMostInterleave : column_of(w, e);
   }
 
-  // Of the first element of word w in a tensor.
-  __device__ __forceinline__ std::int64_t find(const Tensor& tensor, int w) const {
-    const std::int64_t of_filter = filter_of(w) * tensor.strides[1];
+  template <int kElements, typename Stored>
+  __device__ __forceinline__ static bool is_aligned(const Stored* address) {
+    return reinterpret_cast<std::uintptr_t>(address) % (kElements * sizeof(Stored)) == 0;
+  }
+
+  // Of an element in a tensor; of one that does not exist an element that does.
+  __device__ __forceinline__ std::int64_t find(const Tensor& tensor, int w, int e) const {
+    const sm80::Tile& tile = place.tile;
+    const std::int32_t in_tile = min(filter(w, e), place.filters() - 1);
+    const std::int64_t of_filter = (tile.group * place.g.filters + tile.filter + in_tile) * tensor.strides[1];
     if (tensor.is_of_filters) return of_filter;
-    if (tensor.is_like_output) return columns.offsets[column_of(w)] + of_filter;
-    return pixel_offset(tensor, columns.pixels[column_of(w)]) + of_filter;
+    const bool is_second = place.g.interleave > 1 && column_of(w, e) % sm80::kMostInterleave == 1;
+    return place.pixel_offset(tensor, position(w, e), is_second ? 1 : 0) + of_filter;
   }
-  __device__ __forceinline__ void find_all(const Tensor& tensor, std::int64_t (&offsets)[kWords]) const {
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) offsets[w] = find(tensor, w);
+
+  __device__ __forceinline__ bool exists(int w, int e) const {
+    if (!place.g.filters_are_rows) return e < rooms[w];
+    if (filter(w, e) >= place.filters()) return false;
+    const bool is_second = place.g.interleave > 1 && column_of(w, e) % sm80::kMostInterleave == 1;
+    return place.room(place.columns[position(w, e)]) > (is_second ? 1 : 0);
   }
 
   template <typename Stored>
   __device__ __forceinline__ void load_words(const Tensor& tensor, const Stored* data, Values& values) const {
-    std::int64_t offsets[kWords];
-    find_all(tensor, offsets);
-    if (tensor.is_of_filters && are_aligned(data, offsets)) {  // all words are of the same filters
-      load_packed<float, Stored, kWord>(values, data + offsets[0]);
 #pragma unroll
-      for (int j = kWord; j < kCount; ++j) values[j] = values[j % kWord];
-    } else if (are_aligned(data, offsets)) {
+    for (int w = 0; w < kWords; ++w) {
+      const Stored* const from = data + (tensor.is_like_output ? offsets[w] : find(tensor, w, 0));
+      float* const word = values + w * kWord;
+      if (rooms[w] >= kWord && is_aligned<kWord>(from)) {
+        load_packed<float, Stored, kWord>(word, from);
+      } else if (rooms[w] >= kWord && is_aligned<kWord / 2>(from)) {
+        load_packed<float, Stored, kWord / 2>(word, from);
+        load_packed<float, Stored, kWord / 2>(word + kWord / 2, from + kWord / 2);
+      } else {
 #pragma unroll
-      for (int w = 0; w < kWords; ++w)
-        load_packed<float, Stored, kWord>(values + w * kWord, data + offsets[w]);
-    } else {
-#pragma unroll
-      for (int j = 0; j < kCount; ++j) values[j] = from_stored<float>(data[offsets[j / kWord] + j % kWord]);
+        for (int e = 0; e < kWord; ++e) word[e] = e < rooms[w] ? from_stored<float>(from[e]) : 0.0f;
+      }
     }
   }
 
-  __device__ __forceinline__ bool exists(int w, int e) const {
-    return w < words && e < in_word && columns.pixels[column_of(w) + (pass.words_are_filters ? 0 : e)].n >= 0;
-  }
-  __device__ __forceinline__ std::int64_t offset(const Tensor& tensor, int w, int e) const {
-    const sm80::Pixel pixel = columns.pixels[column_of(w) + (pass.words_are_filters ? 0 : e)];
-    return pixel_offset(tensor, pixel) +
-           (filter_of(w) + (pass.words_are_filters ? e : 0)) * tensor.strides[1];
-  }
-
-  // Elements that do not exist are read as the tensor's first.
   __device__ __forceinline__ void load_scattered(const Tensor& tensor, Values& values) const {
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) values[j] = 0.0f;  // else what they were would live up to here
 #pragma unroll 1
     for (int i = 0; i < kCount; ++i) {
-      const int w = i / kWord, e = i % kWord;
-      const float value =
-          load_element<float>(tensor.data, tensor.dtype, exists(w, e) ? offset(tensor, w, e) : 0);
+      const float value = load_element<float>(tensor.data, tensor.dtype, find(tensor, i / kWord, i % kWord));
       // Registers cannot be indexed.
 #pragma unroll
       for (int j = 0; j < kCount; ++j) values[j] = i == j ? value : values[j];

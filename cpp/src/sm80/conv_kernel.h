@@ -1,18 +1,18 @@
 // The portable convolution: implicit GEMM on mma.sync, for any convolution and any card from sm_80 on.
 //
-// A block computes a tile, 128 positions (geometry.h) of 32, 64 or 128 filters of one group, in one phase; of
-// a transposed convolution of stride 2 whose rows are stored as they lie, in both column phases, one after
-// the other. Eight warps, all alike: four share the positions and two the filters.
+// A block computes a tile: a patch of positions (geometry.h) by filters of one group, in one phase; of a
+// transposed convolution of stride 2 whose rows are stored as they lie, in both column phases, which are
+// stored together; in all phases, where one box of the input serves them all. Eight warps, all alike, each of
+// which has some rows and columns of the products' matrix.
 //
-// First, what the tile's positions read is worked out, into a table. Then come the products (mainloop.h),
-// step by step of gemm_k: all threads gather the input of the next step and copy its weights while they
-// multiply. Sums are put into the staging; where gemm_k is split they go to memory instead, and the last
-// block of a tile to arrive adds them up in the order of splits, so that every run gives the same bits. Last
-// (store.h), the program runs word by word and the output is stored; a GroupNorm's statistics are taken of
-// it.
+// First, tables say where the tile's positions lie in the output, and the box's pixels in the input. Then
+// come the products (mainloop.h), step by step of gemm_k: all threads bring the next box and the next weights
+// while they multiply. Where gemm_k is split sums go to memory, and the last block of a tile to arrive adds
+// them up in the order of splits, so that every run gives the same bits. Last (store.h), the program runs on
+// the sums where they are, in registers, and the output is stored; a GroupNorm's statistics are taken of it.
 //
-// Shared memory: tables of taps, and of rows or pixels, then staging and pipeline. These two lie on each
-// other unless there are several column phases. Blocks wait for nothing but their own threads.
+// Shared memory: tables, boxes, stages of weights; behind the last product, for statistics only, the staging.
+// Blocks wait for nothing but their own threads.
 #pragma once
 
 #include "sm80/conv_kernels.h"
@@ -20,39 +20,13 @@
 
 namespace epiconv::sm80 {
 
-static_assert(sizeof(InputRow) * kTilePositions <= kRowTableBytes);
-
-struct TileMemory {
-  TapTable* taps_of_steps;
-  std::int64_t* offsets;  // in their place
-  InputRow* rows;
-  Pixel* pixels;  // in their place
-  std::uint32_t* flag;
-  std::uint8_t* staging;
-  std::uint8_t* pipeline;
-
-  __device__ __forceinline__ static TileMemory of(const ConvParameters& p, std::uint8_t* shared) {
-    std::uint8_t* const rows = shared + kTapTables * sizeof(TapTable);
-    std::uint8_t* const flag = rows + kRowTableBytes;
-    std::uint8_t* const behind = shared + kTableBytes;
-    return {reinterpret_cast<TapTable*>(shared),
-            reinterpret_cast<std::int64_t*>(shared),
-            reinterpret_cast<InputRow*>(rows),
-            reinterpret_cast<Pixel*>(rows),
-            reinterpret_cast<std::uint32_t*>(flag),
-            behind,
-            behind + p.pipeline_offset};
-  }
-};
-
 // Whether this block is the one that stores the tile; then its sums are those of all splits.
-template <int kTileFilters>
-__device__ __forceinline__ bool merge_splits(const ConvParameters& p, Accumulators<kTileFilters>& sums,
-                                             std::uint32_t* flag, int thread) {
-  constexpr int kCount = Accumulators<kTileFilters>::kCount;
+template <typename Sums>
+__device__ __forceinline__ bool merge_splits(const ConvParameters& p, Sums& sums, std::uint32_t* flag,
+                                             int thread) {
   const std::uint32_t splits = p.geometry.splits.divisor, tile = blockIdx.x / splits;
   const auto place = [&](std::uint32_t split, int i) -> float& {
-    return p.partial_sums[(std::int64_t{tile * splits + split} * kCount + i) * kThreads + thread];
+    return p.partial_sums[(std::int64_t{tile * splits + split} * Sums::kCount + i) * kThreads + thread];
   };
   sums.visit([&](float& sum, int i) { place(blockIdx.x % splits, i) = sum; });
   __threadfence();
@@ -68,85 +42,114 @@ __device__ __forceinline__ bool merge_splits(const ConvParameters& p, Accumulato
   return true;
 }
 
-// False where another block stores the tile.
-template <int kTileFilters>
-__device__ __forceinline__ bool multiply_tile(const ConvParameters& p, const Tile& tile,
-                                              const TileMemory& memory, const Staging& staging, int thread) {
+// By all threads.
+__device__ __forceinline__ void write_columns(const ConvParameters& p, const Tile& tile,
+                                              const TileMemory& memory, int thread) {
   const Geometry& g = p.geometry;
-  const auto splits = static_cast<std::int32_t>(g.splits.divisor);
-  const std::int32_t steps = (g.most_steps + splits - 1) / splits;  // of a split
-  const std::int32_t first = tile.split * steps;
-#pragma unroll 1
-  for (std::int32_t column = 0; column < g.interleave; ++column) {
-    const std::int32_t phase = tile.phase_number(g, tile.phase[2] + column);
-    const PackedPhase taps = *reinterpret_cast<const PackedPhase*>(
-        static_cast<const std::uint8_t*>(p.weights) + g.packed_phase(phase));
-    Accumulators<kTileFilters> sums;
-    sums.clear();
-    visit_math(p.math, [&]<typename Math>() {
-      visit_gather<Math>(p.input, [&]<typename Gather>() {
-        Mainloop<Math, Gather, kTileFilters>(p, tile, memory.rows, taps, phase, memory.pipeline,
-                                             memory.taps_of_steps, thread)
-            .run(first, min(taps.steps, first + steps), sums);
-      });
-    });
-    if (splits > 1 && !merge_splits(p, sums, memory.flag, thread)) return false;
-    __syncthreads();  // the pipeline may lie where the staging does
-    staging.put(sums, g.interleave, column, thread);
-    __syncthreads();
+  if (thread >= g.tile_positions) return;
+  const Position position = Position::of(g, thread);
+  const std::int32_t image = tile.first[0] + position.at[0];
+  const auto& strides = p.epilogue.output.strides;
+  Column column{image * strides[0], image < g.batch ? 0 : kNowhere, tile.first[kDims] + position.at[kDims]};
+#pragma unroll
+  for (int d = 0; d < kDims; ++d) {
+    const std::int32_t number = tile.first[1 + d] + position.at[1 + d];
+    column.offset += std::int64_t{number} * g.phases[d] * strides[2 + d];
+    if (d == kDims - 1) continue;
+    if (number >= g.grid[d]) column.outside = kNowhere;
+    if (number == g.grid[d] - 1) column.outside |= 1 << d;
   }
+  memory.columns()[thread] = column;
+  memory.places()[thread] = position.place(g);
+}
+
+// The products of the pipeline's next phase.
+template <typename Sums, bool kLoadsAhead, bool kMayHaveFilterColumns>
+__device__ __forceinline__ void multiply_phase(Pipeline& pipeline, std::int32_t phase, Sums& sums) {
+  sums.clear();
+  visit_math(pipeline.p.math, [&]<typename Math>() {
+    if constexpr (kMayHaveFilterColumns) {
+      if (!pipeline.p.geometry.filters_are_rows)
+        return Mainloop<Math, Sums, kLoadsAhead, false>(pipeline).run(phase, sums);
+    }
+    Mainloop<Math, Sums, kLoadsAhead, true>(pipeline).run(phase, sums);
+  });
+}
+
+// The sums of a phase as words. False where another block stores the tile.
+template <typename Sums, bool kLoadsAhead, bool kMayHaveFilterColumns>
+__device__ __forceinline__ bool compute_words_of(Pipeline& pipeline, std::int32_t phase, Words& words) {
+  const ConvParameters& p = pipeline.p;
+  Sums sums;
+  multiply_phase<Sums, kLoadsAhead, kMayHaveFilterColumns>(pipeline, phase, sums);
+  if (p.geometry.splits.divisor > 1 && !merge_splits(p, sums, pipeline.memory.flag(), pipeline.thread)) {
+    return false;
+  }
+  words = Words::of<Sums>(p.geometry, pipeline.memory, pipeline.thread);
+  if (p.shared.words == p.shared.boxes) __syncthreads();  // other warps may still read the boxes
+  words.take(sums, pipeline.thread);
   return true;
 }
 
-// By all threads: what the store stage reads, in the place of what the mainloop did.
-__device__ __forceinline__ Columns fill_columns(const ConvParameters& p, const Tile& tile,
-                                                const TileMemory& memory, int thread) {
-  const Geometry& g = p.geometry;
-  if (thread < g.tile_columns()) {
-    const Position position = Position::of(g, tile.position, thread / g.interleave);
-    const Pixel pixel = Pixel::of(g, tile, position, tile.phase[2] + thread % g.interleave);
-    const OutputTensor& output = p.epilogue.output;
-    memory.pixels[thread] = pixel;
-    memory.offsets[thread] = pixel.n * output.strides[0] + pixel.d * output.strides[2] +
-                             pixel.h * output.strides[3] + pixel.w * output.strides[4];
+// The same, of two column phases where these are stored together.
+template <bool kLoadsAhead>
+__device__ __forceinline__ bool compute_words(Pipeline& pipeline, std::int32_t phase, Words& words) {
+  const ConvParameters& p = pipeline.p;
+  if (p.geometry.interleave == 1) {
+    if (p.geometry.tile_filters == 16) {
+      return compute_words_of<Accumulators<1, 4>, kLoadsAhead, false>(pipeline, phase, words);
+    }
+    return compute_words_of<Accumulators<2, 4>, kLoadsAhead, true>(pipeline, phase, words);
   }
-  return {memory.pixels, memory.offsets};
+  using Sums = Accumulators<2, 2>;
+  Sums first, second;
+  second.clear();
+#pragma unroll 1
+  for (int i = 0; i < kMostInterleave; ++i) {
+    first = second;
+    multiply_phase<Sums, kLoadsAhead, false>(pipeline, phase + i, second);
+  }
+  words = Words::of<Sums>(p.geometry, pipeline.memory, pipeline.thread);
+  if (p.shared.words == p.shared.boxes) __syncthreads();
+  words.take_in_turn(first, second);
+  return true;
 }
 
-// kIsWide: for tiles of 128 filters; else for those of 64 and 32, whose fewer sums let more blocks share an
-// SM.
-template <typename Evaluator, bool kIsWide>
-__global__ void __launch_bounds__(kThreads, kIsWide || !Evaluator::kIsChain ? 2 : 3)
+// Chains leave room for a third block on an SM, the warps of which make up for what is not loaded ahead.
+template <typename Evaluator>
+__global__ void __launch_bounds__(kThreads, Evaluator::kIsChain ? 3 : 2)
     implicit_conv(const __grid_constant__ ConvParameters p) {
   extern __shared__ __align__(128) std::uint8_t shared[];
   const int thread = threadIdx.x;
-  const Geometry& g = p.geometry;
-  const TileMemory memory = TileMemory::of(p, shared);
-  const Tile tile = Tile::of(g, static_cast<std::int32_t>(blockIdx.x), p.first_position_tile);
-  if (thread < kTilePositions) memory.rows[thread] = InputRow::of(p, tile, thread);
-  const bool of_filters = p.epilogue.words_are_filters;
-  const Staging staging{reinterpret_cast<float*>(memory.staging), staging_pitch(g, of_filters), of_filters};
-  bool stores;
-  if constexpr (kIsWide) {
-    stores = multiply_tile<128>(p, tile, memory, staging, thread);
-  } else if (g.tile_filters == 64) {
-    stores = multiply_tile<64>(p, tile, memory, staging, thread);
-  } else {
-    stores = multiply_tile<32>(p, tile, memory, staging, thread);
+  const TileMemory memory{p.shared, shared};
+  if (thread == 0) {
+    memory.tile() = Tile::of(p.geometry, static_cast<std::int32_t>(blockIdx.x), p.first_position_tile);
+    ptx::store_shared(memory.zeros(), 0u, 0u, 0u, 0u);
   }
-  if (!stores) return;
-  const Columns columns = fill_columns(p, tile, memory, thread);
   __syncthreads();
-  store_tile<Evaluator>(p, tile, staging, columns, thread);
-  if (p.statistics.means == nullptr) return;
+  const Tile& tile = memory.tile();
+  Pipeline pipeline(p, memory, thread);
+  write_columns(p, tile, memory, thread);
+  const bool has_steps = pipeline.begin();
   __syncthreads();
-  take_statistics(p, tile, staging, memory.pixels, reinterpret_cast<float*>(memory.taps_of_steps), thread);
+  if (has_steps) visit_math(p.math, [&]<typename Math>() { load_first_box<Math>(pipeline); });
+  const bool takes_statistics = p.statistics.means != nullptr;
+#pragma unroll 1
+  for (std::int32_t phase = 0; phase < p.geometry.block_phases; phase += p.geometry.interleave) {
+    Words words;
+    if (!compute_words<!Evaluator::kIsChain>(pipeline, phase, words)) return;
+    const PhasePlace phase_place = PhasePlace::of(p, tile.phase + phase);
+    const TilePlace place{p.geometry, tile, memory.columns(), phase_place};
+    store_words<Evaluator>(p, place, memory, words);
+    if (!takes_statistics) continue;
+    __syncthreads();
+    take_statistics(p, place, memory, thread);
+  }
 }
 
 template <typename Evaluator>
-ConvKernel conv_kernel(const char* evaluator, bool is_wide) {
-  return {evaluator, is_wide ? reinterpret_cast<const void*>(&implicit_conv<Evaluator, true>)
-                             : reinterpret_cast<const void*>(&implicit_conv<Evaluator, false>)};
+ConvKernel conv_kernel(const char* evaluator) {
+  return {evaluator, reinterpret_cast<const void*>(&implicit_conv<Evaluator>)};
 }
 
 }  // namespace epiconv::sm80

@@ -9,9 +9,9 @@ struct ConvKernel {
 };
 
 // For programs that are chains (LoweredProgram::is_chain), for those that keep one value besides, and for
-// all; `is_wide`: for tiles of 128 filters.
-ConvKernel chain_kernel(bool is_wide);
-ConvKernel one_slot_kernel(bool is_wide);
-ConvKernel dag_kernel(bool is_wide);
+// all.
+ConvKernel chain_kernel();
+ConvKernel one_slot_kernel();
+ConvKernel dag_kernel();
 
 }  // namespace epiconv::sm80

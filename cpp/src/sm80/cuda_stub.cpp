@@ -9,7 +9,6 @@ namespace {
 
 }  // namespace
 
-bool words_are_filters(const Geometry&, const TensorLayout&) { refuse(); }
 struct ImplicitConv::State {};
 ImplicitConv::ImplicitConv(const ImplicitConvProblem&) { refuse(); }
 ImplicitConv::~ImplicitConv() = default;

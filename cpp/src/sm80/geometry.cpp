@@ -1,6 +1,7 @@
 #include "sm80/geometry.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 
 namespace epiconv::sm80 {
@@ -10,27 +11,19 @@ namespace {
 constexpr std::int64_t kBusyBlocks = 2 * 132;
 constexpr std::int32_t kMostSplits = 32;
 constexpr std::int32_t kLeastSplitSteps = 4;  // fewer cost more in partial sums than they save
-// From so many positions of an image on, tiles that begin anew in each image waste little.
-constexpr std::int64_t kManyPositions = 16 * kTilePositions;
 constexpr std::int64_t kMostInt = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kMostExtent = kMostInt / 4;  // sums of three of them fit
 
 std::int64_t up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
-
-// Fewer filters in a tile read the input more often, but wide tiles may compute filters that do not exist.
-std::int32_t tile_filters(std::int64_t filters, bool narrow) {
-  std::int32_t best = 32;
-  double least = 0;
-  for (const auto& [width, cost] : {std::pair{32, 1.5}, std::pair{64, 1.15}, std::pair{128, 1.0}}) {
-    if (narrow && width > 64) continue;
-    const double all = cost * static_cast<double>(up(filters, width) * width);
-    if (least == 0 || all < least) {
-      least = all;
-      best = width;
-    }
-  }
-  return best;
+std::int32_t aligned(std::int64_t bytes, std::int64_t by) {
+  return static_cast<std::int32_t>(up(bytes, by) * by);
 }
+
+// The sizes of tiles that there are.
+struct TileSize {
+  std::int32_t filters, positions;
+};
+constexpr TileSize kTileSizes[] = {{128, 64}, {64, 128}, {32, 256}, {16, 256}};
 
 std::int32_t splits(const Geometry& g, std::int64_t blocks) {
   const std::int64_t wanted = kBusyBlocks / std::max<std::int64_t>(blocks, 1);
@@ -40,7 +33,242 @@ std::int32_t splits(const Geometry& g, std::int64_t blocks) {
   return static_cast<std::int32_t>(up(g.most_steps, up(g.most_steps, count)));
 }
 
+// What taps of all phases add to a position's input pixel, at least and at most, and how many a phase has.
+struct Reach {
+  std::int64_t low, high, most_taps;
+};
+Reach reach_of(const Geometry& g, int d) {
+  Reach reach{kMostInt, -kMostInt, 0};
+  for (std::int32_t phase = 0; phase < g.phases[d]; ++phase) {
+    const TapSeries series = g.series(d, phase);
+    if (series.count == 0) continue;
+    const std::int64_t last = series.offset + std::int64_t{series.count - 1} * series.offset_step;
+    reach.low = std::min({reach.low, std::int64_t{series.offset}, last});
+    reach.high = std::max({reach.high, std::int64_t{series.offset}, last});
+    reach.most_taps = std::max<std::int64_t>(reach.most_taps, series.count);
+  }
+  return reach;
+}
+
+// Chooses patch and boxes: tries all there are, and takes what costs least by a model of one multiprocessor.
+class BoxPlanner {
+ public:
+  BoxPlanner(const GeometryProblem& problem, Geometry& geometry) : p_(problem), g_(geometry) {
+    for (int d = 0; d < kDims; ++d) reach_[d] = reach_of(g_, d);
+    total_pieces_ = up(p_.channels, g_.piece_elements);
+  }
+
+  // Sets everything of tiles, boxes and gemm_k. `interleaves`: two column phases are stored together.
+  void plan(bool interleaves) {
+    double least = 0;
+    Geometry best = g_;
+    for (const TileSize& size : kTileSizes) {
+      if (size.filters == 16 && (interleaves || p_.words_are_filters)) continue;  // in no kernel
+      set_tile(size, interleaves);
+      plan_tile(least, best);
+    }
+    g_ = best;
+    for (Divisor* divisor : {&g_.box_row, &g_.box_plane, &g_.box_all, &g_.block_pieces, &g_.patches[0],
+                             &g_.patches[1], &g_.patches[2], &g_.patches[3], &g_.filter_tiles}) {
+      *divisor = Divisor(divisor->divisor);
+    }
+  }
+
+ private:
+  void set_tile(const TileSize& size, bool interleaves) {
+    g_.interleave = interleaves ? kMostInterleave : 1;
+    g_.tile_filters = size.filters;
+    g_.tile_positions = size.positions / g_.interleave;
+    // Of the products' rows a warp has 32; 16 where there are no more.
+    g_.row_warps = std::max(1, (g_.filters_are_rows ? g_.tile_filters : g_.tile_positions) / 32);
+    g_.filter_tiles.divisor = static_cast<std::uint32_t>(up(p_.filters, size.filters));
+    patch_bits_ = 0;
+    while (1 << patch_bits_ < g_.tile_positions) ++patch_bits_;
+  }
+
+  void plan_tile(double& least, Geometry& best) {
+    for (int mask = 0; mask < 8; ++mask) {
+      bool is_useful = true;
+      for (int d = 0; d < kDims; ++d) {
+        g_.joined[d] = mask >> d & 1;
+        is_useful = is_useful && (!g_.joined[d] || reach_[d].most_taps > 1 || g_.phases[d] > 1);
+      }
+      if (!is_useful) continue;
+      visit_patches([&] {
+        for (const std::int64_t pieces :
+             {total_pieces_, std::int64_t{8}, std::int64_t{4}, std::int64_t{2}, std::int64_t{1}}) {
+          if (pieces > total_pieces_ || !set_boxes(pieces)) continue;
+          const double all = cost();
+          if (least == 0 || all < least) {
+            least = all;
+            best = g_;
+          }
+        }
+      });
+    }
+  }
+
+  template <typename Visitor>
+  void visit_patches(Visitor&& visitor) {
+    const std::int64_t extents[kPatchDims] = {p_.batch, g_.grid[0], g_.grid[1], g_.grid[2]};
+    int most[kPatchDims];  // bits, beyond which all of a patch is empty
+    for (int d = 0; d < kPatchDims; ++d) {
+      most[d] = 0;
+      while (most[d] < patch_bits_ && std::int64_t{1} << most[d] < extents[d]) ++most[d];
+    }
+    if (p_.takes_statistics) most[0] = 0;
+    // Where not all of a patch can be filled, its rows are longer than the grid's.
+    if (most[0] + most[1] + most[2] + most[3] < patch_bits_) {
+      most[3] = patch_bits_ - most[0] - most[1] - most[2];
+    }
+    auto& bits = g_.patch_bits;
+    for (bits[0] = 0; bits[0] <= most[0]; ++bits[0]) {
+      for (bits[1] = 0; bits[1] <= most[1]; ++bits[1]) {
+        for (bits[2] = 0; bits[2] <= most[2]; ++bits[2]) {
+          bits[3] = patch_bits_ - bits[0] - bits[1] - bits[2];
+          if (bits[3] >= 0 && bits[3] <= most[3]) visitor();
+        }
+      }
+    }
+  }
+
+  // False where shared memory is too small. Of divisors only the number is set.
+  bool set_boxes(std::int64_t pieces) {
+    bool same_pixels = true;  // in all boxes of a tile
+    std::int64_t volume = 1;
+    for (int d = 0; d < kDims; ++d) {
+      const std::int64_t patch = g_.patch(1 + d), advance = g_.advance(d);
+      const std::int64_t extent =
+          g_.joined[d] ? (patch - 1) * advance + reach_[d].high - reach_[d].low + 1 : patch;
+      volume *= extent;
+      if (volume * kPieceBytes > kMostSharedBytes) return false;
+      g_.box[d] = static_cast<std::int32_t>(extent);
+      g_.box_low[d] = g_.joined[d] ? static_cast<std::int32_t>(reach_[d].low) : 0;
+      g_.box_step[d] = g_.joined[d] ? 1 : static_cast<std::int32_t>(advance);
+      g_.box_advance[d] = g_.joined[d] ? static_cast<std::int32_t>(advance) : 1;
+      same_pixels = same_pixels && (g_.joined[d] || (reach_[d].most_taps == 1 && g_.phases[d] == 1));
+    }
+    const std::int64_t pixels = volume << g_.patch_bits[0];
+    // Pixels that follow each other have the same piece in different banks.
+    const std::int64_t pixel_bytes = (pieces | 1) * kPieceBytes;
+    if (pixels * pixel_bytes > kMostSharedBytes) return false;
+    g_.box_pixels = static_cast<std::int32_t>(pixels);
+    g_.pixel_bytes = static_cast<std::int32_t>(pixel_bytes);
+    const auto set = [](Divisor& divisor, std::int64_t value) {
+      divisor.divisor = static_cast<std::uint32_t>(value);
+    };
+    set(g_.box_row, g_.box[2]);
+    set(g_.box_plane, std::int64_t{g_.box[1]} * g_.box[2]);
+    set(g_.box_all, volume);
+    set(g_.block_pieces, pieces);
+    g_.channel_blocks = static_cast<std::int32_t>(up(total_pieces_, pieces));
+    g_.last_pieces = static_cast<std::int32_t>(total_pieces_ - (g_.channel_blocks - 1) * pieces);
+    g_.is_resident = same_pixels && g_.channel_blocks == 1;
+    g_.boxes = g_.is_resident ? 1 : 2;
+    g_.pixel_tables = same_pixels ? 1 : 2;
+    std::int64_t joined = 1, others = 1;
+    for (int d = 0; d < kDims; ++d) (g_.joined[d] ? joined : others) *= reach_[d].most_taps;
+    if (joined * pieces > kMostInt / 2) return false;
+    const std::int64_t steps = others * g_.units_steps(static_cast<std::int32_t>(joined));
+    if (steps > kMostInt / 64) return false;
+    g_.most_steps = static_cast<std::int32_t>(steps);
+    for (int d = 0; d < kPatchDims; ++d) {
+      const std::int64_t extent = d == 0 ? p_.batch : g_.grid[d - 1];
+      set(g_.patches[d], up(extent, g_.patch(d)));
+    }
+    const double tiles = position_tiles();
+    const std::int64_t passes = g_.all_phases() / g_.interleave;
+    const bool many = tiles * g_.filter_tiles.divisor * g_.groups >= kBusyBlocks;
+    const bool goes_through =
+        g_.is_resident && !p_.takes_statistics && many && g_.all_phases() <= kMostBlockPhases;
+    g_.block_phases = g_.interleave * static_cast<std::int32_t>(goes_through ? passes : 1);
+    return SharedLayout::of(g_, p_.takes_statistics).bytes <= kMostSharedBytes;
+  }
+
+  double position_tiles() const {
+    double tiles = 1;
+    for (const Divisor& patches : g_.patches) tiles *= patches.divisor;
+    return tiles;
+  }
+
+  // Clocks of a multiprocessor for a position tile of all phases, times the tiles. By the port of shared
+  // memory half a step of 128 x 128 takes 500 clocks; a piece of input about a clock where it is gathered.
+  double cost() const {
+    const double phases = g_.all_phases();
+    double taps = 1, other_taps = 1;
+    for (int d = 0; d < kDims; ++d) {
+      taps *= static_cast<double>(p_.taps[d]);
+      other_taps *= g_.joined[d] ? 1.0 : static_cast<double>(p_.taps[d]) / g_.phases[d];
+    }
+    const double units = phases * other_taps * g_.channel_blocks;
+    // Half a step that is empty is not multiplied.
+    constexpr int kHalf = kStepPieces / 2;
+    double halves = taps * static_cast<double>(total_pieces_) / kHalf + 0.4 * units;
+    if (!g_.transposed) {
+      std::int64_t joined = 1;
+      for (int d = 0; d < kDims; ++d) joined *= g_.joined[d] ? p_.taps[d] : 1;
+      halves = other_taps * static_cast<double>((g_.channel_blocks - 1) * up(joined * g_.pieces(0), kHalf) +
+                                                up(joined * g_.last_pieces, kHalf));
+    }
+    const std::int32_t width = g_.patch(3);
+    const double sums = static_cast<double>(g_.tile_positions) * g_.tile_filters / (128 * 128);
+    // Positions of fewer than eight pixels side by side lie in the same banks.
+    const double conflicts = width * g_.box_advance[2] % 8 == 0 && g_.box_advance[2] % 2 == 1 ? 1.0 : 1.3;
+    double clocks = halves * (g_.tile_filters == 16 ? 800 : 500) * sums * conflicts + units * 150;
+    // The L2 cache gives a multiprocessor 24 bytes in a clock: weights, and boxes.
+    const double step_bytes = g_.tile_filters * kStepBytes / 2.0;
+    double bytes = halves * step_bytes;
+    const bool loads_once = g_.is_resident && g_.block_phases == g_.all_phases();
+    const double loads = loads_once ? 1.0 : units / g_.channel_blocks;
+    const double box_pieces = loads * g_.box_pixels * static_cast<double>(total_pieces_);
+    clocks += box_pieces * (p_.in_pieces ? 0.3 : 1.0);
+    bytes += box_pieces * kPieceBytes;
+    clocks = std::max(clocks, bytes / 24) + 3000;  // those of a tile's begin and end
+    clocks += (g_.pixel_tables == 1 ? phases / g_.block_phases : units) * g_.box_pixels;
+    if (!p_.words_are_filters) {
+      const double outputs = phases * g_.tile_positions * g_.tile_filters / 32;
+      const double row = width * (p_.stores_columns ? g_.interleave : 1);
+      clocks += outputs * (row < 4 ? 30 : row < 16 ? 32 / row : 0);
+    }
+    // Fewer blocks share a multiprocessor.
+    if (SharedLayout::of(g_, p_.takes_statistics).bytes > 72 * 1024) clocks *= 1.1;
+    return clocks * position_tiles() * g_.filter_tiles.divisor;
+  }
+
+  const GeometryProblem& p_;
+  Geometry& g_;
+  Reach reach_[kDims];
+  std::int64_t total_pieces_;
+  int patch_bits_;
+};
+
 }  // namespace
+
+SharedLayout SharedLayout::of(const Geometry& g, bool takes_statistics) {
+  SharedLayout layout;
+  layout.places = g.tile_positions * kColumnBytes;
+  layout.pixels = layout.places + g.tile_positions * 4;
+  layout.flag = aligned(layout.pixels + std::int64_t{g.pixel_tables} * g.box_pixels * 8, kPieceBytes);
+  layout.zeros = layout.flag + kPieceBytes;
+  layout.tile = layout.zeros + kPieceBytes;
+  layout.boxes = layout.tile + aligned(sizeof(Tile), kPieceBytes);
+  layout.stages = layout.boxes + g.boxes * g.box_bytes();
+  layout.stage_bytes = g.step_bytes();
+  // Words lie where boxes and weights were, unless these are needed again, for another phase.
+  const bool is_last = g.block_phases == g.interleave;
+  const std::int32_t words_bytes = kThreads * kThreadSums * 4;
+  const std::int32_t beside = is_last ? 0 : words_bytes;
+  const bool fits = layout.stages + kMostStages * layout.stage_bytes + beside <= kMostSharedBytes;
+  layout.num_stages = fits ? kMostStages : kMostStages - 1;
+  layout.bytes = layout.stages + layout.num_stages * layout.stage_bytes;
+  layout.words = is_last ? layout.boxes : aligned(layout.bytes, kPieceBytes);
+  layout.bytes = std::max(layout.bytes, layout.words + words_bytes);
+  layout.staging = layout.words + words_bytes;
+  const std::int32_t rows = g.filters_are_rows ? g.tile_filters : g.tile_positions;
+  layout.scratch = layout.staging + rows * staging_pitch(g) * 4;
+  if (takes_statistics) layout.bytes = std::max(layout.bytes, layout.scratch + kThreads * 4);
+  return layout;
+}
 
 std::string plan_geometry(const GeometryProblem& p, Geometry& g) {
   constexpr const char* kTooLarge = "an extent is too large for the kernel's 32-bit index arithmetic";
@@ -51,7 +279,6 @@ std::string plan_geometry(const GeometryProblem& p, Geometry& g) {
   g.groups = static_cast<std::int32_t>(p.groups);
   g.channels = static_cast<std::int32_t>(p.channels);
   g.filters = static_cast<std::int32_t>(p.filters);
-  std::int64_t grid[kDims];
   for (int d = 0; d < kDims; ++d) {
     const std::int64_t reach = (p.taps[d] - 1) * p.dilation[d];
     if (std::max({p.input[d], p.output[d], p.stride[d], p.padding[d], reach, p.dilation[d]}) > kMostExtent)
@@ -64,48 +291,40 @@ std::string plan_geometry(const GeometryProblem& p, Geometry& g) {
     g.dilation[d] = narrow(p.dilation[d]);
     g.padding[d] = narrow(p.padding[d]);
     g.phases[d] = p.transposed ? g.stride[d] : 1;
-    grid[d] = up(p.output[d], g.phases[d]);
+    g.grid[d] = narrow(up(p.output[d], g.phases[d]));
   }
-  if (grid[0] * grid[1] > kMostInt || grid[0] * grid[1] * grid[2] > kMostInt - kTilePositions)
-    return kTooLarge;
-  g.plane = Divisor(static_cast<std::uint32_t>(grid[1] * grid[2]));
-  g.row = Divisor(static_cast<std::uint32_t>(grid[2]));
-  g.image_positions = static_cast<std::int32_t>(grid[0] * grid[1] * grid[2]);
-  g.by_image = p.by_image || g.image_positions >= kManyPositions;
-  const std::int64_t image_tiles = up(g.image_positions, kTilePositions);
-  const std::int64_t tiles =
-      g.by_image ? p.batch * image_tiles : up(p.batch * g.image_positions, kTilePositions);
-  if (tiles * kTilePositions > (g.by_image ? kMostInt * kTilePositions : kMostInt)) return kTooLarge;
-  g.image_tiles = Divisor(static_cast<std::uint32_t>(image_tiles));
-  g.position_tiles = static_cast<std::int32_t>(tiles);
-
+  if (std::int64_t{g.grid[0]} * g.grid[1] > kMostInt / g.grid[2]) return kTooLarge;
+  if (std::int64_t{g.phases[0]} * g.phases[1] > kMostInt / g.phases[2]) return kTooLarge;
   g.element_bytes = p.element_bytes;
-  g.step_elements = kStepBytes / p.element_bytes;
   g.piece_elements = kPieceBytes / p.element_bytes;
-  g.block_channels = std::min(g.channels, g.step_elements);
-  // Each tap is of one phase of each dimension: a phase has the most where it has the most in each.
+  // The farthest that a box of a single piece reaches is not too far, and gemm_k not too long.
   std::int64_t most_taps = 1;
-  for (int d = 0; d < kDims; ++d) {
-    std::int32_t most = 0;
-    for (std::int32_t phase = 0; phase < g.phases[d]; ++phase)
-      most = std::max(most, g.series(d, phase).count);
-    most_taps *= most;
-  }
-  if (most_taps * g.channels > kMostInt / 2) return kTooLarge;
-  g.most_steps = static_cast<std::int32_t>(up(most_taps * g.channels, g.step_elements));
-  g.filter_rows = static_cast<std::int32_t>(up(g.filters, kFilterRows) * kFilterRows);
-
-  const bool may_interleave = p.transposed && g.phases[2] == kMostInterleave && p.stores_columns;
-  g.tile_filters = tile_filters(p.filters, may_interleave);
-  g.filter_tiles = Divisor(static_cast<std::uint32_t>(up(p.filters, g.tile_filters)));
+  for (int d = 0; d < kDims; ++d) most_taps = std::min(most_taps * g.taps[d], kMostInt);
+  if (most_taps > kMostInt / 64 || most_taps * up(g.channels, g.piece_elements) > kMostInt / 64)
+    return kTooLarge;
+  g.phases_w = Divisor(static_cast<std::uint32_t>(g.phases[2]));
+  g.phases_hw = Divisor(static_cast<std::uint32_t>(g.phases[1]) * g.phases[2]);
   g.group_count = Divisor(static_cast<std::uint32_t>(g.groups));
-  const std::int64_t blocks = tiles * g.filter_tiles.divisor * g.groups * g.all_phases();
-  const std::int32_t count = splits(g, blocks);
-  g.splits = Divisor(static_cast<std::uint32_t>(count));
-  g.interleave = may_interleave && count == 1 ? kMostInterleave : 1;
-  g.phases_w = Divisor(static_cast<std::uint32_t>(g.phases[2] / g.interleave));
-  g.phases_hw = Divisor(g.phases_w.divisor * static_cast<std::uint32_t>(g.phases[1]));
-  g.tile_phases = Divisor(g.phases_hw.divisor * static_cast<std::uint32_t>(g.phases[0]));
+  g.filters_are_rows = !p.words_are_filters;
+
+  const auto set_tiles = [&](bool interleaves) {
+    BoxPlanner(p, g).plan(interleaves);
+    std::int64_t tiles = 1;
+    for (const Divisor& patches : g.patches) tiles = std::min(tiles * patches.divisor, kMostInt + 1);
+    g.position_tiles = static_cast<std::int32_t>(std::min(tiles, kMostInt));
+    g.tile_phases = Divisor(static_cast<std::uint32_t>(g.all_phases() / g.block_phases));
+    g.splits = Divisor(1);
+    if (tiles > kMostInt || g.position_blocks() > kMostInt) return std::int64_t{0};
+    return tiles * g.position_blocks();
+  };
+  const bool may_interleave =
+      p.transposed && g.phases[2] == kMostInterleave && p.stores_columns && !p.words_are_filters;
+  std::int64_t blocks = set_tiles(may_interleave);
+  if (blocks == 0) return kTooLarge;
+  if (g.block_phases == g.interleave) {
+    if (splits(g, blocks) > 1 && may_interleave) blocks = set_tiles(false);
+    if (g.block_phases == 1) g.splits = Divisor(static_cast<std::uint32_t>(splits(g, blocks)));
+  }
   if (g.position_blocks() > kMostInt) return kTooLarge;
   return "";
 }

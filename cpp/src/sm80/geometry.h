@@ -6,15 +6,20 @@
 // stride s, output pixel s * j + phase meets every s-th tap or so (TapSeries), from input pixel j on; of an
 // ordinary one there is one phase, and pixel j reads from input pixel s * j on. So a phase is a convolution
 // over a grid of numbers j, the same for all phases; the last number of some phases may lie outside the
-// output, and is dropped. No zero is multiplied but those that fill up the last step.
+// output, and is dropped. No zero is multiplied but those that fill up pieces and steps.
 //
-// gemm_m are the grid's numbers, image by image: positions. gemm_k are channels and taps of a phase: blocks
-// of block_channels channels; in a block taps, in a tap channels. It is cut into steps of kStepBytes, which
-// are rows of a pipeline stage in shared memory, of positions and of filters alike.
+// gemm_m are the grid's numbers: positions. A tile has a patch of them, whose extents over images, planes,
+// rows and columns are powers of two. What it reads of the input is brought into shared memory in boxes: some
+// channels (a block of them) of some pixels. In a joined dimension the box has every pixel that any tap of a
+// position meets, so that a tap is a place in it; in one that is not, only those of a single tap.
 //
-// Packed weights are, for each phase, a PackedPhase, and for each number of its gemm_k a PackedEntry that
-// says what it is; then, from a multiple of 128 bytes on, the filters' rows, [phase][group][step][filter], as
-// they lie in a stage.
+// gemm_k are units, one for each box: taps of the dimensions that are not joined, and for each of these
+// blocks of channels. In a unit it runs through the joined taps, and for each through pieces of 16 bytes of
+// channels; it is cut into steps of eight pieces, the last of which is filled up with zeros.
+//
+// Packed weights are, for each phase, a PackedPhase; then, from a multiple of 128 bytes on, for each
+// [phase][group][tile of filters][step] what lies in a stage of the pipeline: the filters' rows, and a
+// PackedStep that says where the step's pieces lie in the box.
 #pragma once
 
 #include <cstddef>
@@ -27,35 +32,30 @@
 namespace epiconv::sm80 {
 
 inline constexpr int kDims = 3;
-inline constexpr int kTilePositions = 128;
-inline constexpr int kMostTileFilters = 128;
+inline constexpr int kPatchDims = 1 + kDims;  // images first
 inline constexpr int kMostInterleave = 2;
-inline constexpr int kStepBytes = 64;
 inline constexpr int kPieceBytes = 16;  // of one row of ldmatrix
-inline constexpr int kStepPieces = kStepBytes / kPieceBytes;
-inline constexpr int kMostStepElements = kStepBytes / 2;
-inline constexpr int kFilterRows = 8;  // packed filters of a group are a multiple of this
+inline constexpr int kStepPieces = 8;
+inline constexpr int kStepBytes = kStepPieces * kPieceBytes;
 inline constexpr int kThreads = 256;
 inline constexpr int kMostStages = 3;
+inline constexpr int kMostBlockPhases = 64;  // that a block goes through
 
-inline constexpr int kPackedPhaseBytes = 64;
-inline constexpr int kPackedEntryBytes = 32;
-inline constexpr int kMaskTaps = 32;  // of which a position's mask tells which meet the input
-
-// Of a phase: how many numbers and steps of gemm_k it has; and what taps add to a position's input pixel, in
-// each dimension offset, offset + step, …, so many times.
+// Of a phase: how many steps of gemm_k, joined taps, and other taps it has; and what taps add to a position's
+// input pixel, in each dimension offset, offset + step, …, so many times.
 struct alignas(16) PackedPhase {
-  std::int32_t elements, steps, taps;
+  std::int32_t steps, joined_taps, other_taps;
   std::int32_t offset[kDims], offset_step[kDims], count[kDims];
 };
 
-// What a number of gemm_k adds to a position's input pixel; its channel, -1 behind the last number; and which
-// of the phase's taps it is, the last dimension's first.
-struct alignas(16) PackedEntry {
-  std::int32_t pixel[kDims];
-  std::int32_t channel;
-  std::int32_t tap;
+// Bytes from a position's place in the box to a step's pieces, or kNoPiece: first to the even ones, which
+// half of a warp's lanes reads, then to the others.
+struct alignas(16) PackedStep {
+  std::int32_t at[kStepPieces];
+
+  EPICONV_HOST_DEVICE static int place(int piece) { return piece % 2 * (kStepPieces / 2) + piece / 2; }
 };
+inline constexpr std::int32_t kNoPiece = -1;
 
 // The taps that a phase of one dimension meets: first, first + step, …; and what is added to the position's
 // input pixel, offset, offset + offset_step, …
@@ -67,7 +67,7 @@ struct TapSeries {
 // Bytes from the begin of a row of kStepBytes to a piece of it. Eight rows that follow each other have the
 // same piece in different banks.
 EPICONV_HOST_DEVICE std::int32_t swizzled(std::int32_t row, std::int32_t piece) {
-  return (piece ^ (row >> 1 & 3)) * kPieceBytes;
+  return (piece ^ (row & (kStepPieces - 1))) * kPieceBytes;
 }
 
 struct Geometry {
@@ -78,43 +78,75 @@ struct Geometry {
   bool transposed;
 
   std::int32_t phases[kDims];  // 1 unless transposed
-  Divisor plane, row;          // positions of the grid's planes and rows
-  std::int32_t image_positions;
-  bool by_image;                                           // no tile has positions of several images
-  Divisor image_tiles;                                     // of positions, where by_image
-  std::int32_t position_tiles;                             // in all
-  std::int32_t tile_filters;                               // 32, 64 or 128
-  std::int32_t interleave;                                 // column phases of a tile: all, or one
-  Divisor splits, filter_tiles, tile_phases, group_count;  // of which a position tile has so many blocks
-  Divisor phases_hw, phases_w;                             // of tile_phases: those of a depth, of a row
+  std::int32_t grid[kDims];    // positions of an image
 
-  std::int32_t element_bytes;                  // of what is multiplied
-  std::int32_t step_elements, piece_elements;  // of a row of a stage, of a piece of it
-  std::int32_t block_channels;
-  std::int32_t most_steps;   // of the phase with the most taps
-  std::int32_t filter_rows;  // packed rows of a group
+  // ---- Tiles
+  std::int32_t tile_filters;            // 16, 32, 64 or 128
+  std::int32_t tile_positions;          // 32 to 256
+  bool filters_are_rows;                // of the products' matrix; else positions
+  std::int32_t row_warps;               // warps that share the rows; others the columns
+  std::int32_t patch_bits[kPatchDims];  // logarithms of a patch's extents
+  Divisor patches[kPatchDims];          // in a dimension
+  std::int32_t position_tiles;          // in all
+  std::int32_t interleave;              // column phases that are stored together: all, or 1
+  std::int32_t block_phases;            // that a block goes through
+  Divisor splits, filter_tiles, tile_phases, group_count;  // of which a position tile has so many blocks
+  Divisor phases_hw, phases_w;                             // phases of a depth, of a row
+
+  // ---- Boxes
+  bool joined[kDims];
+  bool is_resident;                     // all phases of a block read one and the same box
+  std::int32_t box[kDims];              // extents
+  std::int32_t box_low[kDims];          // what the first pixel's tap adds to a position's input pixel
+  std::int32_t box_step[kDims];         // input pixels from a pixel of the box to the next
+  std::int32_t box_advance[kDims];      // of the box's pixels, from a position to the next
+  std::int32_t box_pixels;              // of all images
+  Divisor box_row, box_plane, box_all;  // pixels of a row, of a plane, of an image's part
+  std::int32_t pixel_bytes;             // from a pixel to the next
+  std::int32_t boxes, pixel_tables;     // in shared memory
+
+  // ---- gemm_k
+  std::int32_t element_bytes, piece_elements;  // of what is multiplied
+  Divisor block_pieces;                        // of a block of channels
+  std::int32_t channel_blocks, last_pieces;    // the latter of the last block
+  std::int32_t most_steps;                     // of the phase with the most
 
   EPICONV_HOST_DEVICE std::int32_t all_phases() const { return phases[0] * phases[1] * phases[2]; }
-  EPICONV_HOST_DEVICE std::int32_t tile_columns() const { return kTilePositions * interleave; }
+  EPICONV_HOST_DEVICE std::int32_t patch(int d) const { return 1 << patch_bits[d]; }
+  EPICONV_HOST_DEVICE std::int32_t tile_columns() const { return tile_positions * interleave; }
   // Input pixels from a position to the next.
   EPICONV_HOST_DEVICE std::int32_t advance(int d) const { return transposed ? 1 : stride[d]; }
   // Blocks of a position tile.
   EPICONV_HOST_DEVICE std::int64_t position_blocks() const {
     return std::int64_t{splits.divisor} * filter_tiles.divisor * tile_phases.divisor * group_count.divisor;
   }
-  // Of a phase in packed weights, of a number of its gemm_k, and of the rows of a step, in bytes.
-  EPICONV_HOST_DEVICE std::int64_t packed_phase(std::int32_t phase) const {
-    return std::int64_t{phase} * kPackedPhaseBytes;
+  EPICONV_HOST_DEVICE std::int32_t pieces(std::int32_t block) const {
+    return block == channel_blocks - 1 ? last_pieces : static_cast<std::int32_t>(block_pieces.divisor);
   }
-  EPICONV_HOST_DEVICE std::int64_t packed_entry(std::int32_t phase, std::int32_t k) const {
-    return packed_phase(all_phases()) +
-           (std::int64_t{phase} * most_steps * step_elements + k) * kPackedEntryBytes;
+  EPICONV_HOST_DEVICE std::int32_t unit_steps(std::int32_t joined_taps, std::int32_t block) const {
+    return (joined_taps * pieces(block) + kStepPieces - 1) / kStepPieces;
+  }
+  // Of the units of a tap that is not joined.
+  EPICONV_HOST_DEVICE std::int32_t units_steps(std::int32_t joined_taps) const {
+    return (channel_blocks - 1) * unit_steps(joined_taps, 0) + unit_steps(joined_taps, channel_blocks - 1);
+  }
+  EPICONV_HOST_DEVICE std::int32_t box_bytes() const { return box_pixels * pixel_bytes; }
+
+  // Of a phase in packed weights, and of a step, in bytes.
+  EPICONV_HOST_DEVICE std::int64_t packed_phase(std::int32_t phase) const {
+    return std::int64_t{phase} * static_cast<std::int64_t>(sizeof(PackedPhase));
+  }
+  // Bytes of a step of a tile of filters; its PackedStep are the last ones.
+  EPICONV_HOST_DEVICE std::int32_t step_bytes() const {
+    return tile_filters * kStepBytes + static_cast<std::int32_t>(sizeof(PackedStep));
   }
   EPICONV_HOST_DEVICE std::int64_t packed_step(std::int32_t phase, std::int32_t group,
-                                               std::int32_t step) const {
-    const std::int64_t entries = (packed_entry(all_phases(), 0) + 127) / 128 * 128;
-    const std::int64_t before = (std::int64_t{phase} * groups + group) * most_steps + step;
-    return entries + before * filter_rows * kStepBytes;
+                                               std::int32_t filter_tile, std::int32_t step) const {
+    const std::int64_t phases = (packed_phase(all_phases()) + 127) / 128 * 128;
+    const std::int64_t tile =
+        (std::int64_t{phase} * groups + group) * static_cast<std::int32_t>(filter_tiles.divisor) +
+        filter_tile;
+    return phases + (tile * most_steps + step) * step_bytes();
   }
 
   EPICONV_HOST_DEVICE TapSeries series(int d, std::int32_t phase) const {
@@ -141,24 +173,39 @@ struct Geometry {
   }
 };
 
+// A phase, as a number in each dimension.
+struct Phase {
+  std::int32_t of[kDims];
+
+  EPICONV_HOST_DEVICE static Phase at(const Geometry& g, std::int32_t number) {
+    const std::int32_t depth = g.phases_hw.quotient(number);
+    const std::int32_t rest = number - depth * static_cast<std::int32_t>(g.phases_hw.divisor);
+    const std::int32_t row = g.phases_w.quotient(rest);
+    return {{depth, row, rest - row * static_cast<std::int32_t>(g.phases_w.divisor)}};
+  }
+};
+
 // What a phase meets.
 struct PhaseTaps {
   TapSeries series[kDims];
-  std::int32_t count;
-  std::int32_t elements;  // of gemm_k
 
-  EPICONV_HOST_DEVICE static PhaseTaps of(const Geometry& g, const std::int32_t (&phase)[kDims]) {
+  EPICONV_HOST_DEVICE static PhaseTaps of(const Geometry& g, const Phase& phase) {
     PhaseTaps result;
-    result.count = 1;
-    for (int d = 0; d < kDims; ++d) {
-      result.series[d] = g.series(d, phase[d]);
-      result.count *= result.series[d].count;
-    }
-    result.elements = result.count * g.channels;
+    for (int d = 0; d < kDims; ++d) result.series[d] = g.series(d, phase.of[d]);
     return result;
   }
+  // Of the joined dimensions, or of the others.
+  EPICONV_HOST_DEVICE std::int32_t count(const Geometry& g, bool joined) const {
+    std::int32_t product = 1;
+    for (int d = 0; d < kDims; ++d) product *= g.joined[d] == joined ? series[d].count : 1;
+    return product;
+  }
+  EPICONV_HOST_DEVICE std::int32_t steps(const Geometry& g) const {
+    const std::int32_t joined = count(g, true);
+    return joined > 0 ? count(g, false) * g.units_steps(joined) : 0;
+  }
   EPICONV_HOST_DEVICE PackedPhase packed(const Geometry& g) const {
-    PackedPhase result{elements, (elements + g.step_elements - 1) / g.step_elements, count, {}, {}, {}};
+    PackedPhase result{steps(g), count(g, true), count(g, false), {}, {}, {}};
     for (int d = 0; d < kDims; ++d) {
       result.offset[d] = series[d].offset;
       result.offset_step[d] = series[d].offset_step;
@@ -168,30 +215,50 @@ struct PhaseTaps {
   }
 };
 
-// One number of gemm_k: a channel of the group, and a tap of each dimension's series.
+// Numbers of a dimension's taps: `number` counts those of the dimensions that are joined, or of the others,
+// the last dimension's first; the rest are 0.
+EPICONV_HOST_DEVICE void spread_taps(const Geometry& g, const std::int32_t (&count)[kDims],
+                                     std::int32_t number, bool joined, std::int32_t (&at)[kDims]) {
+  for (int d = kDims - 1; d >= 0; --d) {
+    if (g.joined[d] != joined) continue;
+    const std::int32_t rest = number / count[d];
+    at[d] = number - rest * count[d];
+    number = rest;
+  }
+}
+
+// A piece of a step: the group's channels from `channel` on, as many as it has, and a tap of each dimension's
+// series; where it lies in the box. `exists` is false of those that fill up a unit.
 struct Reduced {
+  bool exists;
   std::int32_t channel;
   std::int32_t at[kDims];
+  std::int32_t box_offset;
 
-  // `k` is one of the taps.count * g.channels that there are.
-  EPICONV_HOST_DEVICE static Reduced of(const Geometry& g, const PhaseTaps& taps, std::uint32_t k) {
-    const std::uint32_t span = static_cast<std::uint32_t>(taps.count) * g.block_channels;
-    const std::uint32_t block = k / span, in_block = k - block * span, before = block * g.block_channels;
-    const std::uint32_t left = g.channels - before, most = g.block_channels;
-    const std::uint32_t channels = left < most ? left : most;
-    const std::uint32_t tap = in_block / channels;
-    const std::uint32_t row = tap / taps.series[2].count;
-    const std::uint32_t plane = row / taps.series[1].count;
-    return {static_cast<std::int32_t>(before + in_block - tap * channels),
-            {static_cast<std::int32_t>(plane), static_cast<std::int32_t>(row - plane * taps.series[1].count),
-             static_cast<std::int32_t>(tap - row * taps.series[2].count)}};
-  }
-  EPICONV_HOST_DEVICE PackedEntry packed(const PhaseTaps& taps) const {
-    PackedEntry entry{{}, channel, (at[0] * taps.series[1].count + at[1]) * taps.series[2].count + at[2]};
+  EPICONV_HOST_DEVICE static Reduced of(const Geometry& g, const PhaseTaps& taps, std::int32_t step,
+                                        std::int32_t piece) {
+    const std::int32_t joined = taps.count(g, true), per_tap = g.units_steps(joined);
+    const std::int32_t other = step / per_tap, in_tap = step - other * per_tap;
+    const std::int32_t full = g.unit_steps(joined, 0);
+    const std::int32_t last = g.channel_blocks - 1;
+    const std::int32_t block = in_tap / full < last ? in_tap / full : last;
+    const std::int32_t number = (in_tap - block * full) * kStepPieces + piece;
+    const std::int32_t pieces = g.pieces(block), tap = number / pieces, in_block = number - tap * pieces;
+    Reduced result{tap < joined, 0, {}, kNoPiece};
+    if (!result.exists) return result;
+    const auto before = block * static_cast<std::int32_t>(g.block_pieces.divisor);
+    result.channel = (before + in_block) * g.piece_elements;
+    const std::int32_t count[kDims] = {taps.series[0].count, taps.series[1].count, taps.series[2].count};
+    spread_taps(g, count, other, false, result.at);
+    spread_taps(g, count, tap, true, result.at);
+    std::int32_t pixel = 0;
     for (int d = 0; d < kDims; ++d) {
-      entry.pixel[d] = taps.series[d].offset + at[d] * taps.series[d].offset_step;
+      const TapSeries& series = taps.series[d];
+      const std::int32_t added = series.offset + result.at[d] * series.offset_step - g.box_low[d];
+      pixel = pixel * g.box[d] + (g.joined[d] ? added : 0);
     }
-    return entry;
+    result.box_offset = pixel * g.pixel_bytes + in_block * kPieceBytes;
+    return result;
   }
   // The filter's tap.
   EPICONV_HOST_DEVICE std::int32_t tap(const PhaseTaps& taps, int d) const {
@@ -202,8 +269,10 @@ struct Reduced {
 // What a block computes. Blocks that follow each other are splits of a tile, then filters, phases and groups
 // of the same positions.
 struct Tile {
-  std::int32_t split, filter, group, position;  // filter: the first of the group's
-  std::int32_t phase[kDims];                    // of columns the first
+  std::int32_t split, filter_tile, group, position;
+  std::int32_t filter;             // the first of the group's
+  std::int32_t phase;              // the first of block_phases
+  std::int32_t first[kPatchDims];  // image, and numbers, of its first position
 
   EPICONV_HOST_DEVICE static Tile of(const Geometry& g, std::int32_t block, std::int32_t first_position) {
     const auto take = [&](const Divisor& divisor) {
@@ -214,65 +283,69 @@ struct Tile {
     };
     Tile tile;
     tile.split = take(g.splits);
-    tile.filter = take(g.filter_tiles) * g.tile_filters;
-    const std::int32_t phase = take(g.tile_phases);
+    tile.filter_tile = take(g.filter_tiles);
+    tile.filter = tile.filter_tile * g.tile_filters;
+    tile.phase = take(g.tile_phases) * g.block_phases;
     tile.group = take(g.group_count);
-    tile.position = first_position + block;
-    tile.phase[0] = g.phases_hw.quotient(phase);
-    const std::int32_t in_depth = phase - tile.phase[0] * static_cast<std::int32_t>(g.phases_hw.divisor);
-    tile.phase[1] = g.phases_w.quotient(in_depth);
-    tile.phase[2] = in_depth - tile.phase[1] * static_cast<std::int32_t>(g.phases_w.divisor);
+    tile.position = block += first_position;
+    for (int d = kPatchDims - 1; d > 0; --d) tile.first[d] = take(g.patches[d]) << g.patch_bits[d];
+    tile.first[0] = block << g.patch_bits[0];
     return tile;
   }
-  EPICONV_HOST_DEVICE std::int32_t phase_number(const Geometry& g, std::int32_t column_phase) const {
-    return (phase[0] * g.phases[1] + phase[1]) * g.phases[2] + column_phase;
-  }
 };
 
-// One of a tile's positions; behind the last one of its image, or of all, that one again.
+// One of a tile's positions. It may lie outside of the grid, and behind the last image.
 struct Position {
-  std::int32_t n;
-  std::int32_t j[kDims];
-  bool exists;
+  std::int32_t at[kPatchDims];  // in the patch
 
-  EPICONV_HOST_DEVICE static Position of(const Geometry& g, std::int32_t tile, std::int32_t index) {
+  EPICONV_HOST_DEVICE static Position of(const Geometry& g, std::int32_t index) {
     Position result;
-    std::int32_t number;
-    if (g.by_image) {
-      result.n = g.image_tiles.quotient(tile);
-      number = (tile - result.n * static_cast<std::int32_t>(g.image_tiles.divisor)) * kTilePositions + index;
-      result.exists = number < g.image_positions;
-      if (!result.exists) number = g.image_positions - 1;
-    } else {  // all of them fit 32 bits
-      number = tile * kTilePositions + index;
-      const auto all = static_cast<std::int32_t>(g.batch * g.image_positions);
-      result.exists = number < all;
-      if (!result.exists) number = all - 1;
-      result.n = number / g.image_positions;
-      number -= result.n * g.image_positions;
+    for (int d = kPatchDims - 1; d >= 0; --d) {
+      result.at[d] = index & ((1 << g.patch_bits[d]) - 1);
+      index >>= g.patch_bits[d];
     }
-    result.j[0] = g.plane.quotient(number);
-    number -= result.j[0] * static_cast<std::int32_t>(g.plane.divisor);
-    result.j[1] = g.row.quotient(number);
-    result.j[2] = number - result.j[1] * static_cast<std::int32_t>(g.row.divisor);
     return result;
   }
-};
-
-// A pixel of the output; n = -1 where there is none.
-struct Pixel {
-  std::int32_t n, d, h, w;
-
-  EPICONV_HOST_DEVICE static Pixel of(const Geometry& g, const Tile& tile, const Position& position,
-                                      std::int32_t column_phase) {
-    const Pixel pixel{position.n, position.j[0] * g.phases[0] + tile.phase[0],
-                      position.j[1] * g.phases[1] + tile.phase[1],
-                      position.j[2] * g.phases[2] + column_phase};
-    const bool exists =
-        position.exists && pixel.d < g.output[0] && pixel.h < g.output[1] && pixel.w < g.output[2];
-    return exists ? pixel : Pixel{-1, 0, 0, 0};
+  // Bytes from the box's begin.
+  EPICONV_HOST_DEVICE std::int32_t place(const Geometry& g) const {
+    std::int32_t pixel = at[0];
+    for (int d = 0; d < kDims; ++d) pixel = pixel * g.box[d] + at[1 + d] * g.box_advance[d];
+    return pixel * g.pixel_bytes;
   }
 };
+
+// A pixel of a box: its image, and where it lies in the input, or outside.
+struct BoxPixel {
+  std::int32_t n;
+  std::int32_t at[kDims];
+
+  // `other`: which of the taps that are not joined.
+  EPICONV_HOST_DEVICE static BoxPixel of(const Geometry& g, const Tile& tile, const PackedPhase& phase,
+                                         std::int32_t other, std::int32_t index) {
+    std::int32_t tap[kDims] = {};
+    spread_taps(g, phase.count, other, false, tap);
+    const auto take = [&](const Divisor& divisor) {
+      const std::int32_t quotient = divisor.quotient(index);
+      index -= quotient * static_cast<std::int32_t>(divisor.divisor);
+      return quotient;
+    };
+    BoxPixel pixel;
+    pixel.n = tile.first[0] + take(g.box_all);
+    pixel.at[0] = take(g.box_plane);
+    pixel.at[1] = take(g.box_row);
+    pixel.at[2] = index;
+    for (int d = 0; d < kDims; ++d) {
+      const std::int32_t low = g.joined[d] ? g.box_low[d] : phase.offset[d] + tap[d] * phase.offset_step[d];
+      pixel.at[d] = pixel.at[d] * g.box_step[d] + tile.first[1 + d] * g.advance(d) + low;
+    }
+    return pixel;
+  }
+};
+
+// Of a phase: how many of the grid's numbers lie in the output, in each dimension.
+EPICONV_HOST_DEVICE std::int32_t numbers_in(const Geometry& g, int d, std::int32_t phase) {
+  return g.grid[d] - ((g.grid[d] - 1) * g.phases[d] + phase < g.output[d] ? 0 : 1);
+}
 
 // Host side.
 struct GeometryProblem {
@@ -282,14 +355,34 @@ struct GeometryProblem {
   std::int64_t stride[kDims], dilation[kDims], padding[kDims];
   bool transposed;
   int element_bytes;
-  bool by_image;        // asked for
-  bool stores_columns;  // pixels of a row of the output lie side by side
+  bool takes_statistics;   // of tiles: each of one image, and of one phase or a row's
+  bool stores_columns;     // pixels of a row of the output lie side by side
+  bool words_are_filters;  // filters of an output pixel do
+  bool in_pieces;          // pieces of the input's channels do
 };
+
+// Bytes of shared memory that a block may have on every card from sm_80 on.
+inline constexpr int kMostSharedBytes = 101376;
+
+// Where the parts of shared memory begin.
+struct SharedLayout {
+  std::int32_t places, pixels, flag, zeros, tile, boxes, stages, stage_bytes, words, staging, scratch, bytes;
+  std::int32_t num_stages;
+
+  static SharedLayout of(const Geometry& g, bool takes_statistics);
+};
+inline constexpr int kColumnBytes = 16;  // of a position in the table of columns, which comes first
+inline constexpr int kThreadSums = 32;   // at most
+
+// Floats from a row of the staging to the next.
+EPICONV_HOST_DEVICE std::int32_t staging_pitch(const Geometry& g) {
+  return (g.filters_are_rows ? g.tile_columns() : g.tile_filters) + 4;
+}
 
 // "" and the geometry, or why 32-bit index arithmetic does not reach.
 std::string plan_geometry(const GeometryProblem& problem, Geometry& geometry);
 inline std::size_t packed_bytes(const Geometry& g) {
-  return static_cast<std::size_t>(g.packed_step(g.all_phases(), 0, 0));
+  return static_cast<std::size_t>(g.packed_step(g.all_phases(), 0, 0, 0));
 }
 
 }  // namespace epiconv::sm80

@@ -40,18 +40,6 @@ OutputTensor output_tensor(const TensorLayout& layout, Pattern pattern) {
   return tensor;
 }
 
-// Whether channels lie in pieces of 16 bytes of what is multiplied.
-bool in_pieces(const ImplicitConvProblem& problem) {
-  const Geometry& g = problem.geometry;
-  const int size = dtype_size(problem.input.dtype);
-  if (g.channels % g.piece_elements != 0 || problem.input_alignment % kPieceBytes != 0) return false;
-  const auto& strides = problem.input.strides;
-  for (int d = 0; d < kTensorDims; ++d) {
-    if (d == 1 ? strides[d] != 1 : strides[d] * size % kPieceBytes != 0) return false;
-  }
-  return true;
-}
-
 ImplicitConvProblem with_gates_of(const ImplicitConvProblem& problem) {
   ImplicitConvProblem result = problem;
   result.program = with_gates(problem.program);
@@ -59,10 +47,9 @@ ImplicitConvProblem with_gates_of(const ImplicitConvProblem& problem) {
 }
 
 ConvKernel kernel_of(const ImplicitConvProblem& problem) {
-  const bool is_wide = problem.geometry.tile_filters > 64;
   const LoweredProgram& program = problem.program;
-  if (program.is_chain()) return chain_kernel(is_wide);
-  return program.num_slots <= 1 ? one_slot_kernel(is_wide) : dag_kernel(is_wide);
+  if (program.is_chain()) return chain_kernel();
+  return program.num_slots <= 1 ? one_slot_kernel() : dag_kernel();
 }
 
 void check(cudaError_t status, const char* what, const std::string& kernel, const Geometry& g) {
@@ -76,17 +63,12 @@ void check(cudaError_t status, const char* what, const std::string& kernel, cons
 
 }  // namespace
 
-bool words_are_filters(const Geometry& g, const TensorLayout& output) {
-  return output.strides[1] == 1 && g.groups * g.filters > 1 && output.strides[4] != 1;
-}
-
 struct ImplicitConv::State {
   ImplicitConvProblem problem;
   ConvKernel kernel;
   std::string name;
   Pass pass;  // for its program
   ConvParameters parameters{};
-  int shared_bytes;
   // In the workspace.
   std::size_t partial_sums = 0, arrivals = 0, means = 0, squares = 0, counts = 0, bytes = 0;
   std::size_t arrivals_bytes = 0;
@@ -96,17 +78,23 @@ struct ImplicitConv::State {
   explicit State(const ImplicitConvProblem& the_problem)
       : problem(with_gates_of(the_problem)), kernel(kernel_of(problem)) {
     const Geometry& g = problem.geometry;
-    const bool of_filters = words_are_filters(g, problem.output);
+    const bool of_filters = !g.filters_are_rows;
     pass.program = problem.program;
     parameters.geometry = g;
     parameters.math = problem.math;
+    parameters.shared = SharedLayout::of(g, problem.takes_statistics);
     InputTensor& input = parameters.input;
     std::copy(std::begin(problem.input.strides), std::end(problem.input.strides), input.strides);
     input.is_float32 = problem.input.dtype == DType::kFloat32;
-    input.in_pieces = in_pieces(problem);
+    input.in_pieces = problem.in_pieces;
+    input.is_copied = input.in_pieces &&
+                      (input.is_float32 ? problem.math == ConvMath::kIeee : problem.math != ConvMath::kTf32);
+    parameters.channel_blocks = Divisor(static_cast<std::uint32_t>(g.channel_blocks));
+    input.box_pixels = Divisor(static_cast<std::uint32_t>(g.box_pixels));
     input.padding_mode = problem.padding_mode;
     EpilogueParameters& epilogue = parameters.epilogue;
-    epilogue.words_are_filters = of_filters;
+    const bool side_by_side = problem.output.strides[4] == 1 && g.interleave == g.phases[2];
+    epilogue.in_rows = of_filters || (side_by_side && g.patch(kDims) * g.interleave >= 4);
     epilogue.output = output_tensor(problem.output, Pattern::kWords);
     for (int i = 0; i < kNumOperandPlaces; ++i) {
       const TensorLayout& operand = problem.operands[i];
@@ -117,22 +105,9 @@ struct ImplicitConv::State {
     epilogue.save_input = problem.program.save_input;
     set_steps(epilogue, pass, PassPointers{}, true);
     name = concat(g.transposed ? "dgrad_sm80_" : "fprop_sm80_", name_of(problem.math), "_",
-                  input.in_pieces ? "pieces" : "gather", "_", g.tile_filters,
+                  input.in_pieces ? "pieces" : "gather", "_", g.tile_filters, "x", g.tile_positions,
                   g.splits.divisor > 1 ? concat("_split", g.splits.divisor) : "", "_", kernel.evaluator);
-    plan_shared_memory(of_filters);
     plan_workspace();
-  }
-
-  // Where all sums of a tile leave the registers behind the last step, the staging lies over the pipeline.
-  void plan_shared_memory(bool of_filters) {
-    const Geometry& g = problem.geometry;
-    const std::int32_t staging = (staging_bytes(g, of_filters) + 127) / 128 * 128;
-    const std::int32_t stage = stage_bytes(g.tile_filters);
-    parameters.pipeline_offset = g.interleave == 1 ? 0 : staging;
-    const bool fits = kTableBytes + parameters.pipeline_offset + kMostStages * stage <= kMostSharedBytes;
-    parameters.stages = fits ? kMostStages : kMostStages - 1;
-    const std::int32_t pipeline = parameters.pipeline_offset + parameters.stages * stage;
-    shared_bytes = kTableBytes + std::max(staging, pipeline);
   }
 
   void plan_workspace() {
@@ -146,10 +121,12 @@ struct ImplicitConv::State {
       const std::int64_t blocks = g.position_tiles * g.position_blocks();
       arrivals_bytes = static_cast<std::size_t>(blocks / g.splits.divisor) * sizeof(std::uint32_t);
       arrivals = take(arrivals_bytes);
-      partial_sums = take(static_cast<std::size_t>(blocks) * g.tile_filters * kTilePositions * sizeof(float));
+      partial_sums =
+          take(static_cast<std::size_t>(blocks) * g.tile_filters * g.tile_positions * sizeof(float));
     }
     if (problem.takes_statistics) {
-      statistics_rows = std::int64_t{g.image_tiles.divisor} * g.tile_phases.divisor;
+      const std::int64_t patches = g.position_tiles / g.batch;  // of an image
+      statistics_rows = patches * g.tile_phases.divisor;
       const auto rows = static_cast<std::size_t>(g.batch * statistics_rows);
       const auto filters = static_cast<std::size_t>(g.groups) * g.filters;
       means = take(rows * filters * sizeof(float));
@@ -212,7 +189,7 @@ void ImplicitConv::launch(const PassPointers& pointers, const void* weights, int
     const std::int64_t tiles = std::min(most, g.position_tiles - first);
     void* arguments[] = {&p};
     check(cudaLaunchKernel(state.kernel.function, dim3(static_cast<unsigned>(tiles * of_position)),
-                           dim3(kThreads), arguments, static_cast<std::size_t>(state.shared_bytes),
+                           dim3(kThreads), arguments, static_cast<std::size_t>(p.shared.bytes),
                            static_cast<cudaStream_t>(stream)),
           "the launch", state.name, g);
   }

@@ -24,9 +24,9 @@ struct ImplicitConvProblem {
   PaddingMode padding_mode = PaddingMode::kZeros;
   LoweredProgram program;
   TensorLayout input, output;
-  int input_alignment = 1;  // bytes that divide the input's address
+  bool in_pieces = false;  // channels lie in pieces of 16 bytes of what is multiplied
   TensorLayout operands[kNumOperandPlaces];
-  bool takes_statistics = false;  // of what is stored, for a GroupNorm; tiles are by image
+  bool takes_statistics = false;  // of what is stored, for a GroupNorm; of takes_statistics' geometry
 };
 
 // Where statistics of what was stored lie: [image][row][filter], float32; `counts` of [image][row] values
@@ -37,9 +37,6 @@ struct StoredStatistics {
   const float* counts;
   std::int64_t rows;  // of an image
 };
-
-// Whether filters of an output pixel are stored as words, or pixels of a filter.
-bool words_are_filters(const Geometry& g, const TensorLayout& output);
 
 class ImplicitConv {
  public:

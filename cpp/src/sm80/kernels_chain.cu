@@ -3,8 +3,6 @@
 
 namespace epiconv::sm80 {
 
-ConvKernel chain_kernel(bool is_wide) {
-  return conv_kernel<Interpreted<ConvShape<4>, 0>>("f32_interpreted_chain", is_wide);
-}
+ConvKernel chain_kernel() { return conv_kernel<Interpreted<ConvShape<4>, 0>>("f32_interpreted_chain"); }
 
 }  // namespace epiconv::sm80

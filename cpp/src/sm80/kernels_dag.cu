@@ -3,8 +3,8 @@
 
 namespace epiconv::sm80 {
 
-ConvKernel dag_kernel(bool is_wide) {
-  return conv_kernel<Interpreted<ConvShape<2>, kMaxLiveValues>>("f32_interpreted_dag", is_wide);
+ConvKernel dag_kernel() {
+  return conv_kernel<Interpreted<ConvShape<2>, kMaxLiveValues>>("f32_interpreted_dag");
 }
 
 }  // namespace epiconv::sm80

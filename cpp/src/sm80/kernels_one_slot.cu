@@ -3,8 +3,8 @@
 
 namespace epiconv::sm80 {
 
-ConvKernel one_slot_kernel(bool is_wide) {
-  return conv_kernel<Interpreted<ConvShape<4>, 1>>("f32_interpreted_dag_of_one_slot", is_wide);
+ConvKernel one_slot_kernel() {
+  return conv_kernel<Interpreted<ConvShape<4>, 1>>("f32_interpreted_dag_of_one_slot");
 }
 
 }  // namespace epiconv::sm80

@@ -24,21 +24,21 @@ struct Tf32 {
   using Element = float;
   static constexpr int kPieceElements = 4;
   static constexpr bool kTakesFloat32 = false;  // as it is, in shared memory
-  struct OfPositions {
+  struct OfRows {
     std::uint32_t a[4];
     __device__ __forceinline__ void take(const std::uint32_t (&loaded)[4]) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) a[i] = loaded[i];
     }
   };
-  struct OfFilters {
+  struct OfColumns {
     std::uint32_t b[2];
     __device__ __forceinline__ void take(std::uint32_t first, std::uint32_t second) {
       b[0] = first;
       b[1] = second;
     }
   };
-  __device__ __forceinline__ static void multiply(float (&d)[4], const OfPositions& a, const OfFilters& b) {
+  __device__ __forceinline__ static void multiply(float (&d)[4], const OfRows& a, const OfColumns& b) {
     ptx::mma_tf32(d, a.a, b.b);
   }
   // A piece, of elements of float32.
@@ -70,14 +70,14 @@ struct Ieee {
     const float rest = as_float(bits) - as_float(high);
     low = is_huge ? __float_as_uint(rest) & kHighBits : ptx::round_to_nearest_tf32(rest);
   }
-  struct OfPositions {
+  struct OfRows {
     std::uint32_t high[4], low[4];
     __device__ __forceinline__ void take(const std::uint32_t (&loaded)[4]) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) part(loaded[i], high[i], low[i]);
     }
   };
-  struct OfFilters {
+  struct OfColumns {
     std::uint32_t high[2], low[2];
     __device__ __forceinline__ void take(std::uint32_t first, std::uint32_t second) {
       part(first, high[0], low[0]);
@@ -85,7 +85,7 @@ struct Ieee {
     }
   };
   // The tensor cores cut what they add; so few products at a time are added by sums that round.
-  __device__ __forceinline__ static void multiply(float (&d)[4], const OfPositions& a, const OfFilters& b) {
+  __device__ __forceinline__ static void multiply(float (&d)[4], const OfRows& a, const OfColumns& b) {
     float of_high[4] = {}, of_low[4] = {};
     ptx::mma_tf32(of_low, a.low, b.high);
     ptx::mma_tf32(of_low, a.high, b.low);
@@ -108,9 +108,9 @@ struct Narrow {
   using Element = typename Type::Element;
   static constexpr int kPieceElements = 8;
   static constexpr bool kTakesFloat32 = false;
-  using OfPositions = Tf32::OfPositions;
-  using OfFilters = Tf32::OfFilters;
-  __device__ __forceinline__ static void multiply(float (&d)[4], const OfPositions& a, const OfFilters& b) {
+  using OfRows = Tf32::OfRows;
+  using OfColumns = Tf32::OfColumns;
+  __device__ __forceinline__ static void multiply(float (&d)[4], const OfRows& a, const OfColumns& b) {
     Type::multiply(d, a.a, b.b);
   }
   // A piece, of elements of float32.

@@ -1,6 +1,5 @@
-// The store stage: sums go to shared memory, from which words are taken in the order of the output, run
-// through the program and stored. So operands and output are read and written side by side, and the program
-// has all registers.
+// The store stage: a thread's sums, as words in the order of the output, run through the program and are
+// stored, chunk by chunk. It waits for no other thread, so that warps store while others multiply.
 #pragma once
 
 #include "sm80/conv_chunk.h"
@@ -8,105 +7,101 @@
 
 namespace epiconv::sm80 {
 
-// Where the sums of a tile lie in shared memory: lines of `pitch` floats.
-struct Staging {
-  float* data;
-  std::int32_t pitch;
-  bool lines_are_pixels;  // of filters; else lines are filters, of pixels
+// The words of a thread, in shared memory, where no other thread reads or writes them: sums row by row, from
+// a row and a column of the tile on. The program has the registers.
+struct Words {
+  std::uint32_t address;     // of the first; kThreads words from one to the next
+  std::int32_t row, column;  // of the first
+  std::int32_t count;
 
-  __device__ __forceinline__ float& at(std::int32_t column, std::int32_t filter) const {
-    return lines_are_pixels ? data[column * pitch + filter] : data[filter * pitch + column];
+  template <typename Sums>
+  __device__ __forceinline__ static Words of(const Geometry& g, const TileMemory& memory, int thread) {
+    const WarpPlace warp = WarpPlace::of<Sums>(g, thread);
+    const bool in_turn = g.interleave > 1;
+    const std::int32_t column = in_turn ? kMostInterleave * warp.column + thread % 4 * 4
+                                        : warp.column + thread % 2 * 8 + thread % 4 / 2 * 4;
+    return {memory.words() + thread * kWordBytes, warp.row + thread % 32 / 4, column,
+            Sums::kCount / kWordElements * g.interleave};
   }
 
-  // A thread's sums. Position i is column i * interleave + column_phase.
-  template <int kTileFilters>
-  __device__ __forceinline__ void put(const Accumulators<kTileFilters>& from, std::int32_t interleave,
-                                      std::int32_t column_phase, int thread) const {
-    const WarpPlace place = WarpPlace::of<kTileFilters>(thread);
+  __device__ __forceinline__ void put(int number, const float (&word)[4]) const {
+    ptx::store_shared(at(number), __float_as_uint(word[0]), __float_as_uint(word[1]),
+                      __float_as_uint(word[2]), __float_as_uint(word[3]));
+  }
+  __device__ __forceinline__ void get(int number, float* word) const {
+    const uint4 bits = ptx::load_shared(at(number));
+    word[0] = __uint_as_float(bits.x);
+    word[1] = __uint_as_float(bits.y);
+    word[2] = __uint_as_float(bits.z);
+    word[3] = __uint_as_float(bits.w);
+  }
+
+  // Of each row and each two tiles of 16 x 8 a lane has two sums side by side in either tile. It exchanges
+  // two with its neighbour, so that it has four of one.
+  template <typename Sums>
+  __device__ __forceinline__ void take(const Sums& from, int thread) const {
+    const bool is_odd = thread % 2 == 1;
 #pragma unroll
-    for (int i = 0; i < kRowTiles; ++i) {
+    for (int row = 0; row < 2 * Sums::kRowTiles; ++row) {
 #pragma unroll
-      for (int j = 0; j < Accumulators<kTileFilters>::kColumnTiles; ++j) {
+      for (int j = 0; j < Sums::kColumnTiles; j += 2) {
+        const float* const even = from.sums[row / 2][j] + row % 2 * 2;
+        const float* const odd = from.sums[row / 2][j + 1] + row % 2 * 2;
+        float word[4];
 #pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const std::int32_t column = (place.position + 16 * i + 8 * h) * interleave + column_phase;
-          const std::int32_t filter = place.filter + 8 * j;
-          const float* const sums = from.sums[i][j] + 2 * h;
-          if (lines_are_pixels) {
-            *reinterpret_cast<float2*>(&at(column, filter)) = {sums[0], sums[1]};
-          } else {
-            at(column, filter) = sums[0];
-            at(column, filter + 1) = sums[1];
-          }
+        for (int e = 0; e < 2; ++e) {
+          const float got = __shfl_xor_sync(0xFFFFFFFF, is_odd ? even[e] : odd[e], 1);
+          word[e] = is_odd ? got : even[e];
+          word[2 + e] = is_odd ? odd[e] : got;
         }
+        put((row * Sums::kColumnTiles + j) / 2, word);
       }
     }
   }
-};
-
-// Where a thread's words lie in the tile: of pixels it has a word of columns, of one filter after another; of
-// filters a word of those, of one pixel after another.
-struct WordPath {
-  std::int32_t column, filter, column_step, filter_step;
-
-  __device__ __forceinline__ static WordPath of(const Geometry& g, bool words_are_filters, int thread) {
-    const int line_words = (words_are_filters ? g.tile_filters : g.tile_columns()) / 4;
-    const int lines = kThreads / line_words, line = thread / line_words, in_line = thread % line_words * 4;
-    return words_are_filters ? WordPath{line, in_line, lines, 0} : WordPath{in_line, line, 0, lines};
-  }
-};
-
-// By all threads: runs the program on the tile's sums and stores what it makes, in the staging too where a
-// GroupNorm's statistics are taken of it.
-template <typename Evaluator>
-__device__ __forceinline__ void store_tile(const ConvParameters& p, const Tile& tile, const Staging& staging,
-                                           const Columns& columns, int thread) {
-  using Shape = typename Evaluator::Shape;
-  constexpr int kWord = Shape::kWord, kWords = Shape::kWords;
-  const Geometry& g = p.geometry;
-  const bool of_filters = p.epilogue.words_are_filters;
-  const std::int32_t filters = min(g.tile_filters, g.filters - tile.filter);  // that exist
-  const std::int32_t first_filter = tile.group * g.filters + tile.filter;
-  const WordPath path = WordPath::of(g, of_filters, thread);
-  const std::int32_t step = of_filters ? path.column_step : path.filter_step;
-  const std::int32_t begin = of_filters ? path.column : path.filter,
-                     end = of_filters ? g.tile_columns() : filters;
-  // Filters of a word that exist, and whether a word of pixels lies in a row, are the same for all of a
-  // thread's.
-  const std::int32_t in_word = of_filters ? filters - path.filter : kWord;
-  if (in_word <= 0) return;
-  const bool column_in_row = !of_filters && Chunk<Shape>::lies_in_row(p.epilogue, columns, path.column);
-#pragma unroll 1
-  for (std::int32_t at = begin; at < end; at += kWords * step) {
-    const std::int32_t words = min(kWords, (end - at + step - 1) / step);
-    const std::int32_t column = of_filters ? at : path.column, filter = of_filters ? path.filter : at;
-    float* const from = &staging.at(column, filter);
-    const std::int32_t distance = step * staging.pitch;
-    bool in_rows = in_word >= kWord && (of_filters || column_in_row);
-    typename Chunk<Shape>::Values values;
+  // Of two column phases, that follow each other in turn.
+  template <typename Sums>
+  __device__ __forceinline__ void take_in_turn(const Sums& first, const Sums& second) const {
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      const int there = w < words ? w : 0;
-      if (of_filters) {
-        in_rows = in_rows && Chunk<Shape>::lies_in_row(p.epilogue, columns, column + there * step);
+    for (int row = 0; row < 2 * Sums::kRowTiles; ++row) {
+#pragma unroll
+      for (int j = 0; j < Sums::kColumnTiles; ++j) {
+        const float* const from = first.sums[row / 2][j] + row % 2 * 2;
+        const float* const behind = second.sums[row / 2][j] + row % 2 * 2;
+        put(row * Sums::kColumnTiles + j, {from[0], behind[0], from[1], behind[1]});
       }
-      const float4 word = *reinterpret_cast<const float4*>(from + there * distance);
-      values[w * kWord] = word.x;
-      values[w * kWord + 1] = word.y;
-      values[w * kWord + 2] = word.z;
-      values[w * kWord + 3] = word.w;
     }
-    const Chunk<Shape> chunk{p.epilogue, columns,          first_filter + filter,
-                             column,     path.filter_step, path.column_step,
-                             words,      in_word,          in_rows};
+  }
+
+ private:
+  __device__ __forceinline__ std::uint32_t at(int number) const {
+    return address + number * (kThreads * kWordBytes);
+  }
+};
+
+// Runs the program on a thread's words and stores what it makes, in the staging too where a GroupNorm's
+// statistics are taken of it.
+template <typename Evaluator>
+__device__ __forceinline__ void store_words(const ConvParameters& p, const TilePlace& place,
+                                            const TileMemory& memory, const Words& words) {
+  using Shape = typename Evaluator::Shape;
+  const Geometry& g = p.geometry;
+#pragma unroll 1
+  for (int done = 0; done < words.count; done += Shape::kWords) {
+    float values[Shape::kCount];
+#pragma unroll
+    for (int w = 0; w < Shape::kWords; ++w) words.get(done + w, values + w * Shape::kWord);
+    const Chunk<Shape> chunk(p.epilogue, place, words.row + done / kRowWords * kRowDistance,
+                             words.column + done % kRowWords * kWordColumns);
     Evaluator::run(Part::kAll, chunk, values);
     chunk.store(values);
     if (p.statistics.means == nullptr) continue;
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      if (w >= words) break;
-      const float* const value = values + w * kWord;
-      *reinterpret_cast<float4*>(from + w * distance) = {value[0], value[1], value[2], value[3]};
+    for (int w = 0; w < Shape::kWords; ++w) {
+      const std::int32_t at_row = chunk.row + w / kRowWords * kRowDistance;
+      const std::int32_t at_column = chunk.column + w % kRowWords * kWordColumns;
+      const float* const word = values + w * Shape::kWord;
+      *reinterpret_cast<float4*>(memory.staging() + at_row * staging_pitch(g) + at_column) = {
+          word[0], word[1], word[2], word[3]};
     }
   }
 }
@@ -114,38 +109,44 @@ __device__ __forceinline__ void store_tile(const ConvParameters& p, const Tile& 
 // By all threads, of what they have left in the staging: each filter's mean over the tile's pixels, and the
 // sum of squared distances from it. They are taken of distances from the first pixel, so that nothing is lost
 // where a mean is far from zero, and equal values have that mean.
-__device__ __forceinline__ void take_statistics(const ConvParameters& p, const Tile& tile,
-                                                const Staging& staging, const Pixel* pixels, float* scratch,
-                                                int thread) {
+__device__ __forceinline__ void take_statistics(const ConvParameters& p, const TilePlace& place,
+                                                const TileMemory& memory, int thread) {
   const Geometry& g = p.geometry;
+  const Tile& tile = place.tile;
   const int filters = g.tile_filters, shares = kThreads / filters;
   const int filter = thread % filters, share = thread / filters;
   const int columns = g.tile_columns() / shares, begin = share * columns;
+  const auto exists = [&](int column) {
+    return place.room(place.columns[column / g.interleave]) > column % g.interleave;
+  };
+  const auto at = [&](int column) {
+    const int pitch = staging_pitch(g);
+    return memory.staging()[g.filters_are_rows ? filter * pitch + column : column * pitch + filter];
+  };
   const auto sum_of = [&](auto&& term) {
     float sum = 0.0f;
     for (int i = begin; i < begin + columns; ++i) {
-      if (pixels[i].n >= 0) sum += term(staging.at(i, filter));
+      if (exists(i)) sum += term(at(i));
     }
-    scratch[thread] = sum;
+    memory.scratch()[thread] = sum;
     __syncthreads();
     sum = 0.0f;
-    for (int s = 0; s < shares; ++s) sum += scratch[s * filters + filter];
+    for (int s = 0; s < shares; ++s) sum += memory.scratch()[s * filters + filter];
     __syncthreads();
     return sum;
   };
   int first = 0;
-  while (first < g.tile_columns() - 1 && pixels[first].n < 0) ++first;
-  const float pivot = staging.at(first, filter);
+  while (first < g.tile_columns() - 1 && !exists(first)) ++first;
+  const float pivot = at(first);
   const float count = sum_of([](float) { return 1.0f; });
   const float distance = count > 0.0f ? sum_of([&](float value) { return value - pivot; }) / count : 0.0f;
   const float squares = sum_of([&](float value) {
     const float rest = value - pivot - distance;
     return rest * rest;
   });
-  if (share != 0 || tile.filter + filter >= g.filters) return;
+  if (share != 0 || filter >= place.filters()) return;
   const auto tile_phases = static_cast<std::int32_t>(g.tile_phases.divisor);
-  const std::int32_t phase = tile.phase_number(g, tile.phase[2]) / g.interleave;
-  const std::int64_t row = std::int64_t{tile.position} * tile_phases + phase;
+  const std::int64_t row = std::int64_t{tile.position} * tile_phases + tile.phase / g.interleave;
   const std::int64_t to = row * g.groups * g.filters + tile.group * g.filters + tile.filter + filter;
   p.statistics.means[to] = pivot + distance;
   p.statistics.squares[to] = squares;

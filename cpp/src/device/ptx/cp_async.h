@@ -4,18 +4,19 @@
 
 namespace epiconv::ptx {
 
-// 16 bytes, both addresses aligned to 16; past the L1 cache.
-__device__ __forceinline__ void cp_async_16(void* shared, const void* global) {
-  const auto address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+// 16 bytes, both addresses aligned to 16, the shared one of that window; past the L1 cache.
+__device__ __forceinline__ void cp_async_16(unsigned shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
 
-// kBytes, 4 or 16, both addresses aligned to them, through the L1 cache; zeros instead where `exists` is
-// false. The shared address is of that window.
-template <int kBytes>
-__device__ __forceinline__ void cp_async_or_zeros(unsigned shared, const void* global, bool exists) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared), "l"(global), "n"(kBytes),
-               "r"(exists ? kBytes : 0)
+__device__ __forceinline__ void cp_async_16(void* shared, const void* global) {
+  cp_async_16(static_cast<unsigned>(__cvta_generic_to_shared(shared)), global);
+}
+
+// The same through the L1 cache; zeros instead where `exists` is false.
+__device__ __forceinline__ void cp_async_16_or_zeros(unsigned shared, const void* global, bool exists) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
+               "r"(exists ? 16 : 0)
                : "memory");
 }
 

@@ -15,4 +15,11 @@ __device__ __forceinline__ uint4 load_shared(std::uint32_t from) {
   return value;
 }
 
+// Two; aligned to 8 bytes.
+__device__ __forceinline__ int2 load_shared_2(std::uint32_t from) {
+  int2 value;
+  asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "r"(from) : "memory");
+  return value;
+}
+
 }  // namespace epiconv::ptx
