@@ -28,14 +28,14 @@ _TILE = 256  # positions, over which a filter's mean is taken in float32; tiles 
 # Roundings of that mean in kernels of sm_90a: 15 in each chain of 16 values, two where chains meet, two where
 # lanes do, and the quotient's. Where sums are exact that is the only one.
 _MEAN = 20
-# In the portable kernel, of all values of a thread's chain, which is longest where 128 filters leave two
-# threads for each, of the threads' two sums and the quotient's; and those of distances and of the sum where
-# they are from a value of the tile. Where sums are exact the last three.
-_MEAN_OF_PORTABLE, _QUOTIENT_OF_PORTABLE = 127 + 1 + 3, 3
+# In the portable kernel, of a thread's chain of 32 values, of the sums of up to eight threads that share a
+# filter (sixteen have chains of 16) and the quotient's; and those of distances and of the sum where they are
+# from a value of the tile. Where sums are exact the last three.
+_MEAN_OF_PORTABLE, _QUOTIENT_OF_PORTABLE = 31 + 7 + 3, 3
 # The sum of squares, of which s is the root, has as many as the mean's sum, two of each distance and one of
 # its square; behind it come those of v - m, of the scale and of the product. z takes so many UNITs of itself.
 _NORM = (19 + 3) / 2 + 3
-_NORM_OF_PORTABLE = (128 + 3) / 2 + 3
+_NORM_OF_PORTABLE = (31 + 7 + 3) / 2 + 3
 _NORM_OF_PASS = 3  # the squares are another matter
 _TORCH = 2000  # what torch's float32 takes of a large group, in tests that have no card
 # Of the pass: values of a thread, and how often a block's threads are merged.

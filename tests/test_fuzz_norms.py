@@ -21,15 +21,15 @@ def chained(terms):
 
 
 def of_portable_tiles(v):
-    """Means and sums of squared distances of every 128 positions, (tile, N, K), as the portable kernel takes
-    them where two threads share a filter; and how many values there are."""
+    """Means and sums of squared distances of every 256 positions, (tile, N, K), as the portable kernel takes
+    them where eight threads share a filter; and how many values there are."""
     means, squares, counts = [], [], []
-    for tile in v.split(128, dim=2):
-        pivot, halves = tile[..., 0], tile.permute(2, 0, 1).split(64)
+    for tile in v.split(256, dim=2):
+        pivot, shares = tile[..., 0], tile.permute(2, 0, 1).split(32)
         count = float(tile.shape[2])
-        mean = pivot + sum(chained(half - pivot) for half in halves) / count
+        mean = pivot + sum(chained(share - pivot) for share in shares) / count
         means.append(mean)
-        squares.append(sum(chained((half - mean).square()) for half in halves))
+        squares.append(sum(chained((share - mean).square()) for share in shares))
         counts.append(count)
     return torch.stack(means), torch.stack(squares), torch.tensor(counts)
 
@@ -144,7 +144,7 @@ def squares_of_another_tile(v):
 
 def the_last_tile_counted_as_whole(v):
     means, squares, counts = of_portable_tiles(v)
-    return means, squares, torch.full_like(counts, 128)
+    return means, squares, torch.full_like(counts, 256)
 
 
 BROKEN = (a_tile_twice, a_position_left_out, squares_of_another_tile, the_last_tile_counted_as_whole)
@@ -157,7 +157,7 @@ def test_wrong_statistics_are_out_of_bounds(broken, kernel):
 
 
 def in_one_pass(v):
-    tiles = [tile.permute(2, 0, 1) for tile in v.split(128, dim=2)]
+    tiles = [tile.permute(2, 0, 1) for tile in v.split(256, dim=2)]
     counts = torch.tensor([float(len(tile)) for tile in tiles])
     means = torch.stack([chained(tile) / len(tile) for tile in tiles])
     squares = torch.stack([chained(tile.square()) for tile in tiles])

@@ -88,7 +88,7 @@ def test_random_values_are_as_good_as_cudnn_s(case, math, layout, card):
 
 
 def test_tf32_is_rounded_to_nearest_even(card):
-    """In inputs that are gathered one by one and in those that are copied, and in packed weights."""
+    """In inputs that are gathered one by one and in those that lie in pieces, and in packed weights."""
     weight = torch.zeros(64, 64, 1, 1, device=card)
     weight[:, 0] = 1.0
     for layout in LAYOUTS:
@@ -119,7 +119,7 @@ NORMS = {
     "depthwise": ((2, 48, 20, 31), (48, 1, 3, 3), 8, {"groups": 48, "padding": 1}),
     "one filter": ((2, 3, 20, 30), (1, 3, 3, 3), 1, {}),
     "one pixel": ((5, 8, 3, 3), (32, 8, 3, 3), 4, {}),
-    "more images than a tile has pixels": ((200, 8, 5, 5), (32, 8, 3, 3), 4, {}),
+    "more images than a tile has pixels": ((300, 8, 5, 5), (32, 8, 3, 3), 4, {}),
     "sums of several blocks": ((3, 512, 5, 5), (64, 512, 3, 3), 8, {"padding": 1}),
     "1-d": ((4, 8, 301), (32, 8, 5), 8, {"stride": 2}),
     "3-d": ((2, 8, 7, 12, 15), (32, 8, 3, 3, 3), 8, {"padding": 1}),
@@ -339,3 +339,29 @@ def test_which_kernels_are_planned(card, monkeypatch):
     if torch.cuda.get_device_capability(card) == (9, 0):
         assert fastest.kernel.startswith("fprop_sm90_tf32_")
         assert len({of_sm_80.why, no_other.why, fastest.why}) == 3
+
+
+AUTO = {  # what "auto" does, as measured: input, weight, words, whether the kernel is faster
+    "8 channels in 3-d": ((2, 8, 6, 9, 9), (24, 8, 3, 3, 3), {}, True),
+    "3 channels, strided": ((2, 3, 19, 19), (24, 3, 7, 7), {"stride": 2}, True),
+    "both column phases": ((2, 16, 9, 9), (16, 24, 2, 2), {"stride": 2, "transposed": True}, True),
+    "64 channels": ((2, 64, 19, 19), (64, 64, 3, 3), {"stride": 2}, False),
+    "groups": ((2, 8, 19, 19), (24, 4, 3, 3), {"groups": 2}, False),
+    "float32 products": ((2, 8, 6, 9, 9), (24, 8, 3, 3, 3), {"precision": "ieee"}, False),
+    "three phases": ((2, 16, 9, 9), (16, 24, 3, 3), {"stride": 3, "transposed": True}, False),
+    "a norm": ((2, 8, 6, 9, 9), (24, 8, 3, 3, 3), {"epilogue": [ops.group_norm(8)]}, False),
+}
+
+
+@pytest.mark.parametrize("case", AUTO)
+def test_auto_takes_what_is_faster(case, card, setting):
+    setting("tf32")
+    shape, taps, words, is_faster = AUTO[case]
+    x, weight = integers(*shape, device=card), integers(*taps, device=card)
+    words = {"epilogue": [ops.relu()], **words}
+    plan = epiconv.explain(x, weight, **words)
+    assert plan.path == ("implicit_gemm" if is_faster else "cudnn+epilogue"), plan
+    refused = dict(plan.refused).get("implicit_gemm", "")
+    assert ("faster than the portable kernel" in refused) is not is_faster, plan
+    ours = epiconv.fused_conv_epilogue(x, weight, algorithm="implicit_gemm", **words)
+    assert torch.allclose(epiconv.fused_conv_epilogue(x, weight, **words), ours, rtol=1e-5, atol=1e-5)

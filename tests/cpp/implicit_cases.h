@@ -35,18 +35,19 @@ inline bool set_output(GeometryProblem& p, int d, std::int64_t padding_end) {
   return p.output[d] >= 1;
 }
 
-// Of problems of a kind. `far`: one dimension's taps or pixels are far from each other.
+// Of problems of a kind. `far`: one dimension's taps or pixels are far from each other; `up`: all are
+// transposed, of stride 2.
 struct Limits {
   int batch, least_groups, groups, least_channels, channels, filters, taps;
   int extents[kDims];  // by rank
-  bool far;
+  bool far, up;
 };
 inline constexpr Limits kLimits[] = {
-    {3, 1, 3, 1, 33, 9, 4, {90, 9, 9}, false},    {3, 1, 3, 1, 17, 140, 4, {30, 6, 6}, false},
-    {20, 1, 3, 1, 33, 9, 4, {6, 6, 6}, false},    {2, 264, 300, 1, 2, 2, 3, {9, 5, 3}, false},
-    {1, 264, 280, 1, 1, 1, 3, {9, 5, 3}, false},  {3, 1, 3, 34, 400, 9, 4, {6, 6, 6}, false},
-    {3, 1, 3, 1, 33, 9, 40, {900, 20, 1}, false}, {3, 1, 3, 1, 33, 9, 4, {6, 6, 6}, true}};
-inline constexpr Limits kLargeLimits = {200, 1, 3, 1, 3000, 1000, 9, {1000000, 1500, 120}, false};
+    {3, 1, 3, 1, 33, 9, 4, {90, 9, 9}, false, false},    {3, 1, 3, 1, 17, 140, 4, {30, 6, 6}, false, false},
+    {20, 1, 3, 1, 33, 9, 4, {6, 6, 6}, false, false},    {2, 264, 300, 1, 2, 2, 3, {9, 5, 3}, false, false},
+    {1, 264, 280, 1, 1, 1, 3, {9, 5, 3}, false, true},   {3, 1, 3, 34, 400, 9, 4, {6, 6, 6}, false, false},
+    {3, 1, 3, 1, 33, 9, 40, {900, 20, 1}, false, false}, {3, 1, 3, 1, 33, 9, 4, {6, 6, 6}, true, false}};
+inline constexpr Limits kLargeLimits = {200, 1, 3, 1, 3000, 1000, 9, {1000000, 1500, 120}, false, false};
 
 inline GeometryProblem draw(std::mt19937& random, const Limits& limits, bool computes) {
   const auto up_to = [&](int most, int least = 1) -> int { return least + random() % (most - least + 1); };
@@ -57,13 +58,13 @@ inline GeometryProblem draw(std::mt19937& random, const Limits& limits, bool com
     p.groups = up_to(limits.groups, limits.least_groups);
     p.channels = up_to(limits.channels, limits.least_channels);
     p.filters = up_to(limits.filters);
-    p.transposed = chance(2);
+    p.transposed = limits.up || chance(2);
     p.element_bytes = chance(2) ? 4 : 2;
     p.takes_statistics = chance(4);
     p.words_are_filters = chance(3);
     p.stores_columns = !p.words_are_filters && !chance(3);
     p.in_pieces = chance(2);
-    const bool is_doubled = !chance(3);  // every stride is 2
+    const bool is_doubled = limits.up || !chance(3);  // every stride is 2
     const int rank = up_to(kDims), far = limits.far ? up_to(kDims - 1, kDims - rank) : -1;
     bool fits = true;
     std::int64_t work = p.batch * p.groups * p.channels * p.filters, outputs = p.batch * p.groups * p.filters;

@@ -86,9 +86,17 @@ enum class Division {
 class Sm80Engine final : public ConvEngine {
  public:
   const std::string& kernel() const override { return name_; }
-  // Until a planner knows for which problems it is not, as measured on an H200 (docs/sm80-convolution.md).
+  // As measured on an H200 (docs/sm80-convolution.md): it is faster with few channels, which fill no row of
+  // what other kernels multiply, and where it stores two column phases together; of float32 products, groups
+  // and programs in two parts too little is known.
   std::string why_slower() const override {
-    return "torch's convolution with a pass behind it is faster than the portable kernel for most problems";
+    const sm80::Geometry& g = problem_.geometry;
+    const bool has_few_channels = !g.transposed && g.channels <= kFewChannels && g.groups == 1;
+    if (division_ == Division::kNone && problem_.math != ConvMath::kIeee &&
+        (has_few_channels || g.interleave > 1)) {
+      return "";
+    }
+    return "torch's convolution with a pass behind it is faster than the portable kernel for such problems";
   }
   std::size_t workspace_bytes() const override {
     return conv_->workspace_bytes() + intermediate_bytes_ + pass_bytes();
@@ -101,6 +109,8 @@ class Sm80Engine final : public ConvEngine {
   std::string plan(const ConvPlanProblem& given);
 
  private:
+  static constexpr std::int32_t kFewChannels = 8;
+
   std::size_t pass_bytes() const {
     if (division_ == Division::kAtNorm) return tables_bytes_;
     return pass_ == nullptr ? 0 : pass_->workspace_bytes();

@@ -8,11 +8,13 @@
 // First, tables say where the tile's positions lie in the output, and the box's pixels in the input. Then
 // come the products (mainloop.h), step by step of gemm_k: all threads bring the next box and the next weights
 // while they multiply. Where gemm_k is split sums go to memory, and the last block of a tile to arrive adds
-// them up in the order of splits, so that every run gives the same bits. Last (store.h), the program runs on
-// the sums where they are, in registers, and the output is stored; a GroupNorm's statistics are taken of it.
+// them up in the order of splits, so that every run gives the same bits. Last (store.h), sums
+// become words of each thread's own, on which the program runs, and which are stored; a GroupNorm's
+// statistics are taken of them.
 //
-// Shared memory: tables, boxes, stages of weights; behind the last product, for statistics only, the staging.
-// Blocks wait for nothing but their own threads.
+// Shared memory: tables, boxes, stages of weights, and words; these lie where boxes and weights were, unless
+// another phase needs them again. Then, for statistics only, the staging. Blocks wait for nothing but their
+// own threads.
 #pragma once
 
 #include "sm80/conv_kernels.h"

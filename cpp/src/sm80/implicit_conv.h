@@ -43,8 +43,8 @@ class ImplicitConv {
   explicit ImplicitConv(const ImplicitConvProblem& problem);
   ~ImplicitConv();
 
-  // "fprop_sm80_tf32_gather_128_f32_interpreted_chain": what is multiplied, how the input is loaded, filters
-  // of a tile, evaluator; "dgrad" of a transposed convolution.
+  // "fprop_sm80_tf32_gather_64x128_f32_interpreted_chain": what is multiplied, how the input is loaded,
+  // filters and positions of a tile, evaluator; "dgrad" of a transposed convolution.
   const std::string& kernel() const;
   std::size_t workspace_bytes() const;
   // `pointers.input` is the convolution's. The device is the current one.
