@@ -345,6 +345,7 @@ AUTO = {  # what "auto" does, as measured: input, weight, words, whether the ker
     "8 channels in 3-d": ((2, 8, 6, 9, 9), (24, 8, 3, 3, 3), {}, True),
     "3 channels, strided": ((2, 3, 19, 19), (24, 3, 7, 7), {"stride": 2}, True),
     "both column phases": ((2, 16, 9, 9), (16, 24, 2, 2), {"stride": 2, "transposed": True}, True),
+    "both, of many channels": ((8, 256, 32, 32), (256, 64, 2, 2), {"stride": 2, "transposed": True}, False),
     "64 channels": ((2, 64, 19, 19), (64, 64, 3, 3), {"stride": 2}, False),
     "groups": ((2, 8, 19, 19), (24, 4, 3, 3), {"groups": 2}, False),
     "float32 products": ((2, 8, 6, 9, 9), (24, 8, 3, 3, 3), {"precision": "ieee"}, False),

@@ -87,15 +87,13 @@ class Sm80Engine final : public ConvEngine {
  public:
   const std::string& kernel() const override { return name_; }
   // As measured on an H200 (docs/sm80-convolution.md): it is faster with few channels, which fill no row of
-  // what other kernels multiply, and where it stores two column phases together; of float32 products, groups
-  // and programs in two parts too little is known.
+  // what other kernels multiply, and where it stores two column phases together, unless channels are many. Of
+  // float32 products, groups, and programs in two parts too little is known.
   std::string why_slower() const override {
     const sm80::Geometry& g = problem_.geometry;
-    const bool has_few_channels = !g.transposed && g.channels <= kFewChannels && g.groups == 1;
-    if (division_ == Division::kNone && problem_.math != ConvMath::kIeee &&
-        (has_few_channels || g.interleave > 1)) {
-      return "";
-    }
+    const std::int32_t few = g.interleave > 1 ? kFewChannelsInTurn : g.transposed ? 0 : kFewChannels;
+    const bool is_known = division_ == Division::kNone && problem_.math != ConvMath::kIeee && g.groups == 1;
+    if (is_known && g.channels <= few) return "";
     return "torch's convolution with a pass behind it is faster than the portable kernel for such problems";
   }
   std::size_t workspace_bytes() const override {
@@ -109,7 +107,7 @@ class Sm80Engine final : public ConvEngine {
   std::string plan(const ConvPlanProblem& given);
 
  private:
-  static constexpr std::int32_t kFewChannels = 8;
+  static constexpr std::int32_t kFewChannels = 8, kFewChannelsInTurn = 128;
 
   std::size_t pass_bytes() const {
     if (division_ == Division::kAtNorm) return tables_bytes_;
