@@ -23,7 +23,6 @@ __device__ __forceinline__ std::uint32_t pair_of(std::uint32_t low, std::uint32_
 struct Tf32 {
   using Element = float;
   static constexpr int kPieceElements = 4;
-  static constexpr bool kTakesFloat32 = false;  // as it is, in shared memory
   struct OfRows {
     std::uint32_t a[4];
     __device__ __forceinline__ void take(const std::uint32_t (&loaded)[4]) {
@@ -60,7 +59,6 @@ struct Tf32 {
 struct Ieee {
   using Element = float;
   static constexpr int kPieceElements = 4;
-  static constexpr bool kTakesFloat32 = true;
 
   __device__ __forceinline__ static void part(std::uint32_t bits, std::uint32_t& high, std::uint32_t& low) {
     constexpr std::uint32_t kHighBits = 0xFFFFE000, kInfinity = 0x7F800000;
@@ -107,7 +105,6 @@ template <typename Type>
 struct Narrow {
   using Element = typename Type::Element;
   static constexpr int kPieceElements = 8;
-  static constexpr bool kTakesFloat32 = false;
   using OfRows = Tf32::OfRows;
   using OfColumns = Tf32::OfColumns;
   __device__ __forceinline__ static void multiply(float (&d)[4], const OfRows& a, const OfColumns& b) {
