@@ -25,6 +25,7 @@ struct Step {
   std::uint8_t num_values;  // how many of a, b, c the operation reads
   Source source[3];         // of a, b, c
   std::uint8_t index[3];    // of the slot or operand
+  bool times_itself;        // the result is multiplied by a, the accumulator (device/gates.h)
   T number[3];              // where the source is kNumber
   T p, q;
 };

@@ -71,6 +71,7 @@ void fill_steps(const Pass& pass, const PassPointers& pointers, Step<T>* steps) 
     to.op = from.op;
     to.save = from.save;
     to.num_values = from.num_values;
+    to.times_itself = from.times_itself;
     for (int k = 0; k < 3; ++k) {
       to.source[k] = from.source[k];
       to.index[k] = from.index[k];

@@ -64,6 +64,8 @@ inline GeometryProblem draw(std::mt19937& random, const Limits& limits, bool com
     p.words_are_filters = chance(3);
     p.stores_columns = !p.words_are_filters && !chance(3);
     p.in_pieces = chance(2);
+    p.filter_operands = up_to(9, 0);
+    p.chunk_sums = chance(2) ? 8 : 16;
     const bool is_doubled = limits.up || !chance(3);  // every stride is 2
     const int rank = up_to(kDims), far = limits.far ? up_to(kDims - 1, kDims - rank) : -1;
     bool fits = true;
@@ -87,6 +89,7 @@ inline GeometryProblem draw(std::mt19937& random, const Limits& limits, bool com
 inline GeometryProblem row_problem(bool transposed, int input, int taps, int stride, int dilation) {
   GeometryProblem p{};
   p.batch = p.groups = p.element_bytes = 2;
+  p.chunk_sums = 16;
   p.channels = p.filters = 5;
   p.transposed = transposed;
   for (int d = 0; d < kDims; ++d) p.input[d] = p.output[d] = p.taps[d] = p.stride[d] = p.dilation[d] = 1;

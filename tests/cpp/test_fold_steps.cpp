@@ -57,6 +57,7 @@ float run(const std::vector<Step<float>>& steps, int save_input, float value) {
         value = Operation::forward(epiconv::ops::Inputs<float>{a, b, c, step.p, step.q});
       });
     }
+    if (step.times_itself) value *= a;
     if (step.save >= 0) slots[step.save] = value;
   }
   return value;
@@ -64,8 +65,9 @@ float run(const std::vector<Step<float>>& steps, int save_input, float value) {
 
 struct Case {
   const char* program;
-  int folded;      // steps that are left
-  int gated = -1;  // steps that are left with gates, where there are some
+  int folded;          // steps that are left
+  int gated = -1;      // with clamped gates, where there are some
+  int all_gated = -1;  // with gates of any operation, where there are more
 };
 
 const Case kCases[] = {
@@ -92,7 +94,11 @@ const Case kCases[] = {
     {"v1 = add(v0, b0, alpha=2.0); v2 = relu(v1)", 2},  // a scaled sum is fused
     {"v1 = sub(v0, b0); v2 = relu(v1)", 2},
     {"v1 = tanh(v0); v2 = hardtanh(v1, -0.5, 0.5); v3 = mul(v2, b0); v4 = exp(v3)", 3},
-    {"v1 = add(v0, 1.0); v2 = relu(v1); v3 = mul(v2, v1)", 3},  // v1 is read again
+    {"v1 = add(v0, 1.0); v2 = relu(v1); v3 = mul(v2, v1)", 3, -1, 2},  // v1 is read again
+    {"v1 = add(v0, b0); v2 = hardswish(v1); v3 = mul(v1, v2); v4 = relu(v3)", 4, -1, 3},
+    {"v1 = tanh(v0); v2 = mul(v1, v0); v3 = exp(v2); v4 = mul(v2, v3)", 4, -1, 2},  // one behind the other
+    {"v1 = tanh(v0); v2 = mul(v1, v0); v3 = mul(v2, v0)", 3},                       // v0 is read again
+    {"v1 = tanh(v0); v2 = add(v1, v0)", 2},                                         // only products are
     {"v1 = clamp(v0, -0.0, 0.0); v2 = mul(v1, -1.0)", 1},
     {"v1 = minimum(v0, nan)", 1},
     {"v1 = clamp(v0, None, b0); v2 = mul(v1, 2.0)", 2},  // an operand as bound
@@ -116,6 +122,27 @@ std::uint32_t bits(float value) {
   return std::isnan(value) ? 0x7fc00000u : __builtin_bit_cast(std::uint32_t, value);
 }
 
+struct Gated {
+  std::vector<Step<float>> steps;
+  int save_input;
+};
+
+// The program with gates, of which so many steps are to be left; -1 where there are none.
+Gated with_gates(const Case& tested, const epiconv::Pass& pass, epiconv::Gates gates, int expected) {
+  epiconv::Pass gated = pass;
+  gated.program = epiconv::with_gates(pass.program, gates);
+  Gated result{std::vector<Step<float>>(gated.program.steps.size()), gated.program.save_input};
+  epiconv::fill_steps(gated, epiconv::PassPointers{}, result.steps.data());
+  result.steps.resize(epiconv::fold_steps(result.steps.data(), static_cast<int>(result.steps.size())));
+  const bool has_gates = gated.program.steps.size() < pass.program.steps.size();
+  const int left = has_gates ? static_cast<int>(result.steps.size()) : -1;
+  if (has_gates && !gated.program.is_chain()) fail(tested.program, "it is no chain with gates");
+  if (left != expected) {
+    fail(tested.program, epiconv::concat(left, " steps are left with gates, not ", expected));
+  }
+  return result;
+}
+
 void test_case(const Case& expected) {
   const Program program = Program::parse(expected.program);
   epiconv::LoweringOptions options;
@@ -129,19 +156,9 @@ void test_case(const Case& expected) {
   if (static_cast<int>(folded.size()) != expected.folded) {
     fail(expected.program, epiconv::concat(folded.size(), " steps are left, not ", expected.folded));
   }
-  std::vector<Step<float>> gated = folded;
-  epiconv::Pass gated_pass;
-  gated_pass.program = epiconv::with_gates(pass.program);
-  const bool has_gates = gated_pass.program.steps.size() < pass.program.steps.size();
-  if (has_gates) {
-    gated.resize(gated_pass.program.steps.size());
-    epiconv::fill_steps(gated_pass, epiconv::PassPointers{}, gated.data());
-    gated.resize(epiconv::fold_steps(gated.data(), static_cast<int>(gated.size())));
-    if (!gated_pass.program.is_chain()) fail(expected.program, "it is no chain with gates");
-  }
-  if (expected.gated != (has_gates ? static_cast<int>(gated.size()) : -1)) {
-    fail(expected.program, epiconv::concat(gated.size(), " steps are left with gates, not ", expected.gated));
-  }
+  const Gated clamped = with_gates(expected, pass, epiconv::Gates::kClamped, expected.gated);
+  const Gated all =
+      with_gates(expected, pass, epiconv::Gates::kAll, std::max(expected.gated, expected.all_gated));
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   std::vector<float> values = {0.0f,    -0.0f, 1.0f,   -1.0f,     0.5f,       1e-45f,
                                -1e-45f, 3e38f, -3e38f, kInfinity, -kInfinity, std::nanf("")};
@@ -153,10 +170,12 @@ void test_case(const Case& expected) {
       fail(expected.program,
            epiconv::concat("of ", value, ": ", at_once, " folded, ", one_by_one, " step by step"));
     }
-    const float with_gates = run(gated, gated_pass.program.save_input, value);
-    if (has_gates && bits(one_by_one) != bits(with_gates)) {
-      fail(expected.program,
-           epiconv::concat("of ", value, ": ", with_gates, " with gates, ", one_by_one, " step by step"));
+    for (const Gated* gated : {&clamped, &all}) {
+      const float with_gates = run(gated->steps, gated->save_input, value);
+      if (bits(one_by_one) != bits(with_gates)) {
+        fail(expected.program,
+             epiconv::concat("of ", value, ": ", with_gates, " with gates, ", one_by_one, " step by step"));
+      }
     }
   }
 }

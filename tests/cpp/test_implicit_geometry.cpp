@@ -345,9 +345,9 @@ void expect_sizes(const GeometryProblem& p, const Geometry& g) {
   expect(std::ranges::count(sizes, std::array{g.tile_filters, g.tile_columns()}) == 1, "a tile of ",
          g.tile_filters, " x ", g.tile_positions);
   const bool is_small = g.tile_filters == 16;
-  expect(!is_small || (g.filters_are_rows && g.interleave == 1 && g.row_warps == 1), "16 filters");
-  expect(rows == g.row_warps * 32 || is_small, rows, " rows of ", g.row_warps, " warps");
-  expect(columns == kThreads / 32 / g.row_warps * 32 / g.interleave, columns, " columns");
+  expect(!is_small || (g.filters_are_rows && g.interleave == 1 && g.row_warp_bits == 0), "16 filters");
+  expect(rows == 32 << g.row_warp_bits || is_small, rows, " rows of ", 1 << g.row_warp_bits, " warps");
+  expect(columns == (kThreads >> g.row_warp_bits) / g.interleave, columns, " columns");
   expect(g.interleave == 1 || (g.interleave == kMostInterleave && g.filters_are_rows), "interleave");
   const int bits = g.patch_bits[0] + g.patch_bits[1] + g.patch_bits[2] + g.patch_bits[3];
   expect(1 << bits == g.tile_positions, "a patch of ", 1 << bits, " positions");
@@ -380,14 +380,16 @@ void expect_layout(const GeometryProblem& p, const Geometry& g) {
   expect_part("flag", at.flag, 4, 4);
   expect_part("zeros", at.zeros, kPieceBytes, 16);
   expect_part("tile", at.tile, sizeof(Tile), alignof(Tile));
+  expect_part("phases", at.phases, std::int64_t{g.block_phases} * kBlockPhaseBytes, 16);
+  expect_part("filter operands", at.filter_operands, std::int64_t{p.filter_operands} * g.tile_filters * 4,
+              16);
   expect_part("boxes", at.boxes, std::int64_t{g.boxes} * g.box_bytes(), 16);
-  expect_part("stages", at.stages, std::int64_t{at.num_stages} * at.stage_bytes, 16);
-  expect(at.stage_bytes >= g.step_bytes() && at.stage_bytes % 16 == 0, "stages of ", at.stage_bytes);
-  expect(at.num_stages == 2 || at.num_stages == kMostStages, at.num_stages, " stages");
+  expect_part("stages", at.stages, std::int64_t{kStages} * g.step_bytes(), 16);
+  expect(g.step_bytes() % 16 == 0, "steps of ", g.step_bytes(), " bytes");
   // Words may take the place of what is not needed behind the last product.
-  if (at.words == at.boxes && g.block_phases == g.interleave) end = at.boxes;
+  if (at.words == at.boxes && g.block_phases == 1) end = at.boxes;
   expect(g.tile_filters * g.tile_columns() <= kThreads * kThreadSums, "words of a thread");
-  expect_part("words", at.words, kThreads * kThreadSums * 4, 16);
+  expect_part("words", at.words, std::int64_t{kThreads} * (kThreadSums - p.chunk_sums) * 4, 16);
   if (!p.takes_statistics) return;
   const std::int32_t rows = g.filters_are_rows ? g.tile_filters : g.tile_positions;
   const std::int32_t columns = g.filters_are_rows ? g.tile_columns() : g.tile_filters;

@@ -34,6 +34,11 @@ struct PartSteps {
   }
 };
 
+// Whether the interpreter has code of its own for the most frequent steps of a shape, and for those that are
+// multiplied by their input.
+template <typename Shape>
+inline constexpr bool kHasShortcuts = false;
+
 // kSlots: values that it can keep besides the accumulator.
 template <typename TheShape, int kSlots>
 struct Interpreted {
@@ -83,8 +88,21 @@ struct Interpreted {
       }
     }
     if (fetches == 0) {
+      Values a{};
+      const bool times_itself = kHasShortcuts<Shape> && step.times_itself;
+      if (times_itself) {
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) a[j] = accumulator[j];
+      }
       apply(step, accumulator, [&](int) { return step.number[1]; }, [&](int) { return step.number[2]; });
+      if (times_itself) {
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) accumulator[j] *= a[j];
+      }
       return;
+    }
+    if constexpr (kHasShortcuts<Shape>) {
+      if (fetches == kFetchB && run_shortcut(chunk, step, slots, accumulator)) return;
     }
     Values b;
     fetch(chunk, step, 1, slots, accumulator, b);
@@ -99,6 +117,35 @@ struct Interpreted {
     } else {
       apply(step, accumulator, [&](int j) { return b[j]; }, [&](int) { return step.number[2]; });
     }
+  }
+
+  // Sums and products, without a copy of what a slot or one element for each word is; false if it is none.
+  static __device__ __forceinline__ bool run_shortcut(const Chunk<Shape>& chunk, const Step<T>& step,
+                                                      const Slots& slots, Values& accumulator) {
+    const bool is_sum = step.op == Opcode::kAdd && step.p == T(1);
+    if (!is_sum && step.op != Opcode::kMul) return false;
+    const auto combine = [&](auto&& b) {
+      if (is_sum) {
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) accumulator[j] += b(j);
+      } else {
+#pragma unroll
+        for (int j = 0; j < kCount; ++j) accumulator[j] *= b(j);
+      }
+    };
+    if (step.source[1] == Source::kOperand) {
+      T ones[kWords];
+      const auto& operand = chunk.pass.operands[step.index[1]];
+      if (!chunk.load_ones(operand, ones)) return false;
+      combine([&](int j) { return ones[j / kWord]; });
+      return true;
+    }
+    if constexpr (kSlots == 1) {
+      if (step.source[1] != Source::kSlot) return false;
+      combine([&](int j) { return slots.values[0][j]; });
+      return true;
+    }
+    return false;
   }
 
   static __device__ __forceinline__ void run_folded(const Chunk<Shape>& chunk, const Step<T>& step,

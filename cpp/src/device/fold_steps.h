@@ -78,7 +78,7 @@ bool multiply_result(Step<T>& folded, T number) {
 // Adds `step` to `folded`, of which the parts before `stage` are taken; false if it does not fit.
 template <typename T>
 bool fold_into(Step<T>& folded, FoldStage& stage, const Step<T>& step) {
-  if (step.source[0] != Source::kAccumulator) return false;
+  if (step.source[0] != Source::kAccumulator || step.times_itself) return false;
   const int fetches = fetches_of(step);
   const bool has_operand = fetches_of(folded) != 0;
   const bool is_number = fetches == 0;

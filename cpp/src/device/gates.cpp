@@ -75,9 +75,17 @@ std::size_t gate_length(const std::vector<Step<double>>& steps, std::size_t firs
   return 0;
 }
 
+// Whether the step makes something of a value in `slot`, and the next one multiplies that by the value.
+bool is_times_itself(const std::vector<Step<double>>& steps, std::size_t number, int slot) {
+  if (number + 1 >= steps.size() || !closes_gate(steps[number + 1], slot)) return false;
+  const Step<double>& step = steps[number];
+  const bool is_free = steps[number + 1].save == slot || !is_read(steps, number + 2, slot);
+  return is_free && step.save < 0 && fetches_of(step) == 0;
+}
+
 }  // namespace
 
-LoweredProgram with_gates(const LoweredProgram& program) {
+LoweredProgram with_gates(const LoweredProgram& program, Gates gates) {
   if (program.num_slots == 0 || program.has_group_norm || !program.late_numbers.empty()) return program;
   LoweredProgram result = program;
   result.steps.clear();
@@ -86,7 +94,14 @@ LoweredProgram with_gates(const LoweredProgram& program) {
   };
   for (std::size_t i = 0; i < program.steps.size();) {
     Step<double> step;
-    std::size_t length = save_of_last() >= 0 ? gate_length(program.steps, i, save_of_last(), step) : 0;
+    const int slot = save_of_last();
+    std::size_t length = slot >= 0 ? gate_length(program.steps, i, slot, step) : 0;
+    if (length == 0 && gates == Gates::kAll && slot >= 0 && is_times_itself(program.steps, i, slot)) {
+      step = program.steps[i];
+      step.times_itself = true;
+      step.save = program.steps[i + 1].save;
+      length = 2;
+    }
     if (length == 0) {
       step = program.steps[i];
       length = 1;

@@ -22,7 +22,11 @@ EPICONV_HOST_DEVICE T gated(const Step<T>& step, T v) {
   return Gated::forward(ops::Inputs<T>{v, step.number[1], step.number[2], step.p, step.q});
 }
 
+// Which gates an interpreter knows: those above, or also values that are multiplied by what any operation
+// without tensors makes of them, x * hardswish(x), as steps of that operation that are `times_itself`.
+enum class Gates { kClamped, kAll };
+
 // With the gates that there are; those of numbers that are known when the program runs stay as they are.
-LoweredProgram with_gates(const LoweredProgram& program);
+LoweredProgram with_gates(const LoweredProgram& program, Gates gates = Gates::kClamped);
 
 }  // namespace epiconv

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "device/gates.h"
 #include "elementwise/epilogue_pass.h"
 #include "elementwise/group_norm.h"
 #include "epiconv/error.h"
@@ -73,6 +74,11 @@ sm80::GeometryProblem geometry_problem(const ConvPlanProblem& problem,
   result.stores_columns = output[4] == 1;
   result.words_are_filters = output[1] == 1 && problem.conv.K() > 1 && !result.stores_columns;
   result.in_pieces = planned.in_pieces;
+  result.chunk_sums = sm80::chunk_sums(planned.program);
+  for (int i = 0; i < kNumOperandPlaces; ++i) {
+    const bool is_read = planned.program.reads(i);
+    result.filter_operands += is_read && sm80::is_of_filters(planned.operands[i]) ? 1 : 0;
+  }
   return result;
 }
 
@@ -146,6 +152,7 @@ std::string Sm80Engine::plan(const ConvPlanProblem& given) {
     problem_.program = problem_.program.before_norm();
     problem_.takes_statistics = true;
   }
+  problem_.program = with_gates(problem_.program, Gates::kAll);
   const Extents& extents = given.conv.output();
   const DType stored = division_ == Division::kNone ? given.output_dtype : DType::kFloat32;
   problem_.math = given.math;
@@ -154,12 +161,12 @@ std::string Sm80Engine::plan(const ConvPlanProblem& given) {
   problem_.output = tensor_layout(stored, extents, given.output_strides);
   const int element_bytes = given.math == ConvMath::kTf32 || given.math == ConvMath::kIeee ? 4 : 2;
   problem_.in_pieces = in_pieces(given, problem_.input, element_bytes);
-  const std::string why_not = sm80::plan_geometry(geometry_problem(given, problem_), problem_.geometry);
-  if (!why_not.empty()) return why_not;
   for (const PlacedOperand& operand : operands) {
     if (!problem_.program.reads(operand.place)) continue;
     problem_.operands[operand.place] = tensor_layout(operand.dtype, extents, operand.strides);
   }
+  const std::string why_not = sm80::plan_geometry(geometry_problem(given, problem_), problem_.geometry);
+  if (!why_not.empty()) return why_not;
   conv_ = std::make_unique<const sm80::ImplicitConv>(problem_);
   name_ = conv_->kernel();
   if (division_ != Division::kNone) {

@@ -25,38 +25,21 @@ struct ConvShape {
   static constexpr int kCount = kWord * kWords;
 };
 
-// A phase's place in the output; of several whose columns are stored together the first.
-struct PhasePlace {
-  Phase phase;
-  std::int64_t offset;   // of the phase in the output
-  std::int32_t outside;  // dimensions in which numbers that are the last lie outside
-  std::int32_t columns;  // of a row of the output, that are stored together, of all patches
-
-  __device__ __forceinline__ static PhasePlace of(const ConvParameters& p, std::int32_t number) {
-    const Geometry& g = p.geometry;
-    PhasePlace place{Phase::at(g, number), 0, kNowhere, 0};
-#pragma unroll
-    for (int d = 0; d < kDims; ++d) {
-      place.offset += place.phase.of[d] * p.epilogue.output.strides[2 + d];
-      if (d < kDims - 1 && numbers_in(g, d, place.phase.of[d]) < g.grid[d]) place.outside |= 1 << d;
-    }
-    place.columns = g.interleave > 1 ? g.output[2] : numbers_in(g, 2, place.phase.of[2]);
-    return place;
-  }
-};
-
 // What all chunks of a tile and a phase share.
 struct TilePlace {
   const Geometry& g;
   const Tile& tile;
   const Column* columns;
+  const float* filter_operands;  // [operand][filter of the tile]
   const PhasePlace& phase;
 
   // Columns of the output from a position on, up to the end of its row; none where it lies outside.
   __device__ __forceinline__ std::int32_t room(const Column& column) const {
     return column.outside & phase.outside ? 0 : phase.columns - column.number * g.interleave;
   }
-  __device__ __forceinline__ std::int32_t filters() const { return g.filters - tile.filter; }
+  __device__ __forceinline__ std::int32_t filters() const {
+    return min(g.filters - tile.filter, g.tile_filters);
+  }
   // Where a tensor has a position's pixel; of positions outside one that lies inside.
   __device__ __forceinline__ std::int64_t pixel_offset(const OutputTensor& tensor, std::int32_t position,
                                                        std::int32_t column_phase) const {
@@ -76,6 +59,9 @@ struct TilePlace {
 }  // namespace sm80
 
 template <int kTheWords>
+inline constexpr bool kHasShortcuts<sm80::ConvShape<kTheWords>> = true;
+
+template <int kTheWords>
 struct Chunk<sm80::ConvShape<kTheWords>> {
   static constexpr int kWord = 4;
   static constexpr int kWords = kTheWords;
@@ -85,35 +71,26 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
 
   const sm80::EpilogueParameters& pass;
   const sm80::TilePlace& place;
-  std::int32_t row, column;      // of the first word, in the tile
-  std::int64_t offsets[kWords];  // of words in the output
-  std::int32_t rooms[kWords];    // elements of each, or more, that exist
-
-  __device__ __forceinline__ Chunk(const sm80::EpilogueParameters& the_pass, const sm80::TilePlace& the_place,
-                                   std::int32_t the_row, std::int32_t the_column)
-      : pass(the_pass), place(the_place), row(the_row), column(the_column) {
-    const sm80::Tile& tile = place.tile;
-    const std::int32_t first = tile.group * place.g.filters + tile.filter;
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      const sm80::Column at = place.columns[position(w, 0)];
-      const std::int32_t room = place.room(at), filters = place.filters() - filter(w, 0);
-      offsets[w] = at.offset + place.phase.offset + (first + filter(w, 0)) * pass.output.strides[1];
-      rooms[w] = place.g.filters_are_rows ? (filters > 0 ? room : 0) : (room > 0 ? filters : 0);
-    }
-  }
+  std::int32_t row, column;  // of the first word, in the tile
 
   // Whether the tensor has one element for each word; `ones` are they.
   __device__ __forceinline__ bool load_ones(const Tensor& tensor, float (&ones)[kWords]) const {
-    if (tensor.pattern != Pattern::kOne || !(pass.in_rows || tensor.is_of_filters)) return false;
-    const bool is_of_rows = tensor.is_of_filters && place.g.filters_are_rows;
+    if (tensor.is_of_filters) {
+      const bool filters_are_rows = place.g.filters_are_rows;
+      if (!filters_are_rows && tensor.strides[1] != 0) return false;
+#pragma unroll
+      for (int w = 0; w < kWords; w += sm80::kRowWords) {
+        ones[w] = filter_operand(tensor)[filters_are_rows ? row_of(w) : 0];
+#pragma unroll
+        for (int c = 1; c < sm80::kRowWords; ++c) ones[w + c] = ones[w];
+      }
+      return true;
+    }
+    if (tensor.pattern != Pattern::kOne || !pass.in_rows) return false;
     visit_floating<float>(tensor.dtype, [&]<typename Stored>() {
       const Stored* const data = static_cast<const Stored*>(tensor.data);
 #pragma unroll
-      for (int w = 0; w < kWords; ++w) {
-        const bool is_same = w % sm80::kRowWords > 0 && is_of_rows;
-        ones[w] = is_same ? ones[w - 1] : from_stored<float>(data[find(tensor, w, 0)]);
-      }
+      for (int w = 0; w < kWords; ++w) ones[w] = from_stored<float>(data[find(tensor, w, 0)]);
     });
     return true;
   }
@@ -123,6 +100,17 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
     if (load_ones(tensor, ones)) {
 #pragma unroll
       for (int j = 0; j < kCount; ++j) values[j] = ones[j / kWord];
+    } else if (tensor.is_of_filters) {
+      // Words of filters: the same in each row.
+#pragma unroll
+      for (int c = 0; c < sm80::kRowWords; ++c) {
+        const auto four = *reinterpret_cast<const float4*>(filter_operand(tensor) + column_of(c, 0));
+#pragma unroll
+        for (int w = c; w < kWords; w += sm80::kRowWords) {
+          float* const word = values + w * kWord;
+          word[0] = four.x, word[1] = four.y, word[2] = four.z, word[3] = four.w;
+        }
+      }
     } else if (tensor.pattern == Pattern::kWords && pass.in_rows) {
       visit_floating<float>(tensor.dtype, [&]<typename Stored>() {
         load_words(tensor, static_cast<const Stored*>(tensor.data), values);
@@ -143,26 +131,59 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
         }
         return;
       }
-#pragma unroll
-      for (int w = 0; w < kWords; ++w) {
-        Stored* const to = data + offsets[w];
+      for_all_words([&](int w, const std::int64_t& offset, std::int32_t room) {
+        Stored* const to = data + offset;
         const float* const word = values + w * kWord;
-        if (rooms[w] >= kWord && is_aligned<kWord>(to)) {
+        if (room >= kWord && is_aligned<kWord>(to)) {
           store_packed<Stored, kWord>(word, to);
-        } else if (rooms[w] >= kWord && is_aligned<kWord / 2>(to)) {
+        } else if (room >= kWord && is_aligned<kWord / 2>(to)) {
           store_packed<Stored, kWord / 2>(word, to);
           store_packed<Stored, kWord / 2>(word + kWord / 2, to + kWord / 2);
         } else {
 #pragma unroll
           for (int e = 0; e < kWord; ++e) {
-            if (e < rooms[w]) to[e] = to_stored<Stored>(word[e]);
+            if (e < room) to[e] = to_stored<Stored>(word[e]);
           }
         }
-      }
+      });
     });
   }
 
  private:
+  __device__ __forceinline__ const float* filter_operand(const Tensor& tensor) const {
+    return place.filter_operands + tensor.filter_operand * place.g.tile_filters;
+  }
+  // Calls visitor(word, its offset in the output, how many of its elements exist, or more). Offsets are sums
+  // of a position's and a filter's; they are not kept through the program.
+  template <typename Visitor>
+  __device__ __forceinline__ void for_all_words(Visitor&& visitor) const {
+    const bool filters_are_rows = place.g.filters_are_rows;
+    const auto line = [&](bool is_filter, std::int32_t number, std::int64_t& offset) {
+      if (is_filter) {
+        offset = number * pass.output.strides[1];
+        return place.filters() - number;
+      }
+      const sm80::Column at = place.columns[number];
+      offset = at.offset + place.phase.offset;
+      return place.room(at);
+    };
+    std::int64_t of_columns[sm80::kRowWords];
+    std::int32_t columns_left[sm80::kRowWords];
+#pragma unroll
+    for (int c = 0; c < sm80::kRowWords; ++c) {
+      columns_left[c] =
+          line(!filters_are_rows, filters_are_rows ? position(c, 0) : column_of(c, 0), of_columns[c]);
+    }
+#pragma unroll
+    for (int w = 0; w < kWords; w += sm80::kRowWords) {
+      std::int64_t of_row;
+      const bool exists = line(filters_are_rows, row_of(w), of_row) > 0;
+#pragma unroll
+      for (int c = 0; c < sm80::kRowWords; ++c) {
+        visitor(w + c, of_row + of_columns[c], exists ? columns_left[c] : 0);
+      }
+    }
+  }
   __device__ __forceinline__ std::int32_t row_of(int w) const {
     return row + w / sm80::kRowWords * sm80::kRowDistance;
   }
@@ -188,34 +209,32 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
     const sm80::Tile& tile = place.tile;
     const std::int32_t in_tile = min(filter(w, e), place.filters() - 1);
     const std::int64_t of_filter = (tile.group * place.g.filters + tile.filter + in_tile) * tensor.strides[1];
-    if (tensor.is_of_filters) return of_filter;
     const bool is_second = place.g.interleave > 1 && column_of(w, e) % sm80::kMostInterleave == 1;
     return place.pixel_offset(tensor, position(w, e), is_second ? 1 : 0) + of_filter;
   }
 
   __device__ __forceinline__ bool exists(int w, int e) const {
-    if (!place.g.filters_are_rows) return e < rooms[w];
     if (filter(w, e) >= place.filters()) return false;
+    if (!place.g.filters_are_rows) return place.room(place.columns[row_of(w)]) > 0;
     const bool is_second = place.g.interleave > 1 && column_of(w, e) % sm80::kMostInterleave == 1;
     return place.room(place.columns[position(w, e)]) > (is_second ? 1 : 0);
   }
 
   template <typename Stored>
   __device__ __forceinline__ void load_words(const Tensor& tensor, const Stored* data, Values& values) const {
-#pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      const Stored* const from = data + (tensor.is_like_output ? offsets[w] : find(tensor, w, 0));
+    for_all_words([&](int w, const std::int64_t& offset, std::int32_t room) {
+      const Stored* const from = data + (tensor.is_like_output ? offset : find(tensor, w, 0));
       float* const word = values + w * kWord;
-      if (rooms[w] >= kWord && is_aligned<kWord>(from)) {
+      if (room >= kWord && is_aligned<kWord>(from)) {
         load_packed<float, Stored, kWord>(word, from);
-      } else if (rooms[w] >= kWord && is_aligned<kWord / 2>(from)) {
+      } else if (room >= kWord && is_aligned<kWord / 2>(from)) {
         load_packed<float, Stored, kWord / 2>(word, from);
         load_packed<float, Stored, kWord / 2>(word + kWord / 2, from + kWord / 2);
       } else {
 #pragma unroll
-        for (int e = 0; e < kWord; ++e) word[e] = e < rooms[w] ? from_stored<float>(from[e]) : 0.0f;
+        for (int e = 0; e < kWord; ++e) word[e] = e < room ? from_stored<float>(from[e]) : 0.0f;
       }
-    }
+    });
   }
 
   __device__ __forceinline__ void load_scattered(const Tensor& tensor, Values& values) const {

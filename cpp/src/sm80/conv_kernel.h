@@ -5,16 +5,20 @@
 // stored together; in all phases, where one box of the input serves them all. Eight warps, all alike, each of
 // which has some rows and columns of the products' matrix.
 //
-// First, tables say where the tile's positions lie in the output, and the box's pixels in the input. Then
-// come the products (mainloop.h), step by step of gemm_k: all threads bring the next box and the next weights
-// while they multiply. Where gemm_k is split sums go to memory, and the last block of a tile to arrive adds
-// them up in the order of splits, so that every run gives the same bits. Last (store.h), sums
-// become words of each thread's own, on which the program runs, and which are stored; a GroupNorm's
-// statistics are taken of them.
+// First, tables say where the tile's positions lie in the output, and the box's pixels in the input, what the
+// block's phases are, and what operands of filters have for the tile's. Then come the products (mainloop.h),
+// step by step of gemm_k: all threads bring the next box and the next weights while they multiply. Where
+// gemm_k is split sums go to memory, and the last block of a tile to arrive adds them up in the order of
+// splits, so that every run gives the same bits. Last (store.h), sums become words of each thread's own, on
+// which the program runs, and which are stored; a GroupNorm's statistics are taken of them.
 //
-// Shared memory: tables, boxes, stages of weights, and words; these lie where boxes and weights were, unless
-// another phase needs them again. Then, for statistics only, the staging. Blocks wait for nothing but their
-// own threads.
+// Shared memory: tables, boxes, stages of weights, and words that wait for the program; these lie where boxes
+// and weights were, unless another phase needs them again. Then, for statistics only, the staging. Blocks
+// wait for nothing but their own threads.
+//
+// Registers decide how many blocks share an SM, and what is spilled goes to the L2 cache. So what is made of
+// the thread's number is made anew where it is used (thread_here), and arrays are written on every path: one
+// that a path leaves as it was counts as alive before, through the products.
 #pragma once
 
 #include "sm80/conv_kernels.h"
@@ -65,6 +69,25 @@ __device__ __forceinline__ void write_columns(const ConvParameters& p, const Til
   memory.places()[thread] = position.place(g);
 }
 
+// By all threads.
+__device__ __forceinline__ void write_phases(const ConvParameters& p, const Tile& tile,
+                                             const TileMemory& memory, int thread) {
+  if (thread >= p.geometry.block_phases) return;
+  const std::int32_t phase = tile.phase + thread;
+  memory.phases()[thread] = {static_cast<const PackedPhase*>(p.weights)[phase],
+                             PhasePlace::of(p, tile, phase),
+                             p.geometry.packed_step(phase, tile.group, tile.filter_tile, 0)};
+}
+
+// What operands of filters have for those of the tile: [operand][filter], of which this is the number `item`.
+__device__ __forceinline__ float load_filter_operand(const ConvParameters& p, const Tile& tile, int item) {
+  const Geometry& g = p.geometry;
+  const int row = item >> (31 - __clz(g.tile_filters)), in_tile = item - row * g.tile_filters;
+  const OutputTensor& operand = p.epilogue.operands[p.epilogue.filter_operands[row]];
+  const std::int64_t filter = tile.group * g.filters + min(tile.filter + in_tile, g.filters - 1);
+  return load_element<float>(operand.data, operand.dtype, filter * operand.strides[1]);
+}
+
 // The products of the pipeline's next phase.
 template <typename Sums, bool kLoadsAhead, bool kMayHaveFilterColumns>
 __device__ __forceinline__ void multiply_phase(Pipeline& pipeline, std::int32_t phase, Sums& sums) {
@@ -78,71 +101,94 @@ __device__ __forceinline__ void multiply_phase(Pipeline& pipeline, std::int32_t 
   });
 }
 
-// The sums of a phase as words. False where another block stores the tile.
-template <typename Sums, bool kLoadsAhead, bool kMayHaveFilterColumns>
-__device__ __forceinline__ bool compute_words_of(Pipeline& pipeline, std::int32_t phase, Words& words) {
+// The sums of a phase as words, the first of them as `chunk`. False where another block stores the tile.
+template <typename Sums, bool kLoadsAhead, bool kMayHaveFilterColumns, typename TheWords>
+__device__ __forceinline__ bool compute_words_of(Pipeline& pipeline, std::int32_t phase, TheWords& words,
+                                                 float* chunk) {
   const ConvParameters& p = pipeline.p;
   Sums sums;
   multiply_phase<Sums, kLoadsAhead, kMayHaveFilterColumns>(pipeline, phase, sums);
   if (p.geometry.splits.divisor > 1 && !merge_splits(p, sums, pipeline.memory.flag(), pipeline.thread)) {
+#pragma unroll
+    for (int e = 0; e < TheWords::kChunkElements; ++e) chunk[e] = 0.0f;  // else it would count as alive
     return false;
   }
-  words = Words::of<Sums>(p.geometry, pipeline.memory, pipeline.thread);
+  words = TheWords::template of<Sums>(p.geometry, pipeline.memory, ptx::thread_here());
   if (p.shared.words == p.shared.boxes) __syncthreads();  // other warps may still read the boxes
-  words.take(sums, pipeline.thread);
+  words.take(sums, chunk);
   return true;
 }
 
 // The same, of two column phases where these are stored together.
-template <bool kLoadsAhead>
-__device__ __forceinline__ bool compute_words(Pipeline& pipeline, std::int32_t phase, Words& words) {
+template <bool kLoadsAhead, typename TheWords>
+__device__ __forceinline__ bool compute_words(Pipeline& pipeline, std::int32_t phase, TheWords& words,
+                                              float* chunk) {
   const ConvParameters& p = pipeline.p;
   if (p.geometry.interleave == 1) {
     if (p.geometry.tile_filters == 16) {
-      return compute_words_of<Accumulators<1, 4>, kLoadsAhead, false>(pipeline, phase, words);
+      return compute_words_of<Accumulators<1, 4>, kLoadsAhead, false>(pipeline, phase, words, chunk);
     }
-    return compute_words_of<Accumulators<2, 4>, kLoadsAhead, true>(pipeline, phase, words);
+    return compute_words_of<Accumulators<2, 4>, kLoadsAhead, true>(pipeline, phase, words, chunk);
   }
   using Sums = Accumulators<2, 2>;
-  Sums first, second;
-  second.clear();
+  Sums sums;
 #pragma unroll 1
-  for (int i = 0; i < kMostInterleave; ++i) {
-    first = second;
-    multiply_phase<Sums, kLoadsAhead, false>(pipeline, phase + i, second);
+  for (int i = 0;; ++i) {
+    multiply_phase<Sums, kLoadsAhead, false>(pipeline, phase + i, sums);
+    words = TheWords::template of<Sums>(p.geometry, pipeline.memory, ptx::thread_here());
+    if (i == kMostInterleave - 1) break;
+    words.take_first_phase(sums);
   }
-  words = Words::of<Sums>(p.geometry, pipeline.memory, pipeline.thread);
-  if (p.shared.words == p.shared.boxes) __syncthreads();
-  words.take_in_turn(first, second);
+  words.take_second_phase(sums, chunk);  // behind the loop, in which the chunk would count as alive
   return true;
 }
 
-// Chains leave room for a third block on an SM, the warps of which make up for what is not loaded ahead.
+// Blocks of an SM. Chains leave registers for a third one, the warps of which make up for what is not loaded
+// ahead.
 template <typename Evaluator>
-__global__ void __launch_bounds__(kThreads, Evaluator::kIsChain ? 3 : 2)
+inline constexpr int kBlocksOf = Evaluator::kIsChain ? 3 : 2;
+
+template <typename Evaluator>
+__global__ void __launch_bounds__(kThreads, kBlocksOf<Evaluator>)
     implicit_conv(const __grid_constant__ ConvParameters p) {
   extern __shared__ __align__(128) std::uint8_t shared[];
   const int thread = threadIdx.x;
   const TileMemory memory{p.shared, shared};
-  if (thread == 0) {
-    memory.tile() = Tile::of(p.geometry, static_cast<std::int32_t>(blockIdx.x), p.first_position_tile);
-    ptx::store_shared(memory.zeros(), 0u, 0u, 0u, 0u);
+  const int filter_operands = p.geometry.filter_operands * p.geometry.tile_filters;
+  Pipeline pipeline(p, memory, thread);
+  bool has_steps;
+  float of_filter = 0.0f;
+  {
+    const Tile tile = Tile::of(p.geometry, static_cast<std::int32_t>(blockIdx.x), p.first_position_tile);
+    if (thread == 0) {
+      memory.tile() = tile;
+      ptx::store_shared(memory.zeros(), 0u, 0u, 0u, 0u);
+    }
+    if (thread < filter_operands) of_filter = load_filter_operand(p, tile, thread);
+    write_phases(p, tile, memory, thread);
+    write_columns(p, tile, memory, thread);
+    has_steps = pipeline.begin(tile);
   }
   __syncthreads();
   const Tile& tile = memory.tile();
-  Pipeline pipeline(p, memory, thread);
-  write_columns(p, tile, memory, thread);
-  const bool has_steps = pipeline.begin();
+  if (has_steps) {
+    pipeline.begin_copies();
+    visit_math(p.math, [&]<typename Math>() { load_first_box<Math>(pipeline); });
+  }
+  if (thread < filter_operands) memory.filter_operands()[thread] = of_filter;
+  for (int item = thread + kThreads; item < filter_operands; item += kThreads) {
+    memory.filter_operands()[item] = load_filter_operand(p, tile, item);
+  }
   __syncthreads();
-  if (has_steps) visit_math(p.math, [&]<typename Math>() { load_first_box<Math>(pipeline); });
   const bool takes_statistics = p.statistics.means != nullptr;
 #pragma unroll 1
   for (std::int32_t phase = 0; phase < p.geometry.block_phases; phase += p.geometry.interleave) {
-    Words words;
-    if (!compute_words<!Evaluator::kIsChain>(pipeline, phase, words)) return;
-    const PhasePlace phase_place = PhasePlace::of(p, tile.phase + phase);
-    const TilePlace place{p.geometry, tile, memory.columns(), phase_place};
-    store_words<Evaluator>(p, place, memory, words);
+    Words<Evaluator::Shape::kWords> words;
+    typename Evaluator::Values values;
+    if (!compute_words<kBlocksOf<Evaluator> == 2>(pipeline, phase, words, values)) return;
+    const TilePlace place{p.geometry, tile, memory.columns(), memory.filter_operands(),
+                          memory.phases()[phase].place};
+    store_words<Evaluator>(p, place, memory, words, values);
     if (!takes_statistics) continue;
     __syncthreads();
     take_statistics(p, place, memory, thread);

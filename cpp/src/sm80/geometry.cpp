@@ -80,7 +80,9 @@ class BoxPlanner {
     g_.tile_filters = size.filters;
     g_.tile_positions = size.positions / g_.interleave;
     // Of the products' rows a warp has 32; 16 where there are no more.
-    g_.row_warps = std::max(1, (g_.filters_are_rows ? g_.tile_filters : g_.tile_positions) / 32);
+    const std::int32_t rows = g_.filters_are_rows ? g_.tile_filters : g_.tile_positions;
+    g_.row_warp_bits = 0;
+    while (64 << g_.row_warp_bits <= rows) ++g_.row_warp_bits;
     g_.filter_tiles.divisor = static_cast<std::uint32_t>(up(p_.filters, size.filters));
     patch_bits_ = 0;
     while (1 << patch_bits_ < g_.tile_positions) ++patch_bits_;
@@ -230,8 +232,8 @@ class BoxPlanner {
       const double row = width * (p_.stores_columns ? g_.interleave : 1);
       clocks += outputs * (row < 4 ? 30 : row < 16 ? 32 / row : 0);
     }
-    // Fewer blocks share a multiprocessor.
-    if (SharedLayout::of(g_, p_.takes_statistics).bytes > 72 * 1024) clocks *= 1.1;
+    // Two blocks share a multiprocessor, instead of three.
+    if (SharedLayout::of(g_, p_.takes_statistics).bytes > 74 * 1024) clocks *= 1.15;
     return clocks * position_tiles() * g_.filter_tiles.divisor;
   }
 
@@ -251,17 +253,15 @@ SharedLayout SharedLayout::of(const Geometry& g, bool takes_statistics) {
   layout.flag = aligned(layout.pixels + std::int64_t{g.pixel_tables} * g.box_pixels * 8, kPieceBytes);
   layout.zeros = layout.flag + kPieceBytes;
   layout.tile = layout.zeros + kPieceBytes;
-  layout.boxes = layout.tile + aligned(sizeof(Tile), kPieceBytes);
+  layout.phases = layout.tile + aligned(sizeof(Tile), kPieceBytes);
+  layout.filter_operands = layout.phases + g.block_phases * kBlockPhaseBytes;
+  layout.boxes = layout.filter_operands + g.filter_operands * g.tile_filters * 4;
   layout.stages = layout.boxes + g.boxes * g.box_bytes();
-  layout.stage_bytes = g.step_bytes();
+  layout.bytes = layout.stages + kStages * g.step_bytes();
   // Words lie where boxes and weights were, unless these are needed again, for another phase.
-  const bool is_last = g.block_phases == g.interleave;
-  const std::int32_t words_bytes = kThreads * kThreadSums * 4;
-  const std::int32_t beside = is_last ? 0 : words_bytes;
-  const bool fits = layout.stages + kMostStages * layout.stage_bytes + beside <= kMostSharedBytes;
-  layout.num_stages = fits ? kMostStages : kMostStages - 1;
-  layout.bytes = layout.stages + layout.num_stages * layout.stage_bytes;
-  layout.words = is_last ? layout.boxes : aligned(layout.bytes, kPieceBytes);
+  const bool is_last = g.block_phases == 1;
+  const std::int32_t words_bytes = kThreads * (kThreadSums - g.chunk_sums) * 4;
+  layout.words = is_last ? layout.boxes : layout.bytes;
   layout.bytes = std::max(layout.bytes, layout.words + words_bytes);
   layout.staging = layout.words + words_bytes;
   const std::int32_t rows = g.filters_are_rows ? g.tile_filters : g.tile_positions;
@@ -306,6 +306,8 @@ std::string plan_geometry(const GeometryProblem& p, Geometry& g) {
   g.phases_hw = Divisor(static_cast<std::uint32_t>(g.phases[1]) * g.phases[2]);
   g.group_count = Divisor(static_cast<std::uint32_t>(g.groups));
   g.filters_are_rows = !p.words_are_filters;
+  g.filter_operands = p.filter_operands;
+  g.chunk_sums = p.chunk_sums;
 
   const auto set_tiles = [&](bool interleaves) {
     BoxPlanner(p, g).plan(interleaves);

@@ -38,7 +38,7 @@ inline constexpr int kPieceBytes = 16;  // of one row of ldmatrix
 inline constexpr int kStepPieces = 8;
 inline constexpr int kStepBytes = kStepPieces * kPieceBytes;
 inline constexpr int kThreads = 256;
-inline constexpr int kMostStages = 3;
+inline constexpr int kStages = 3;            // of weights, in shared memory
 inline constexpr int kMostBlockPhases = 64;  // that a block goes through
 
 // Of a phase: how many steps of gemm_k, joined taps, and other taps it has; and what taps add to a position's
@@ -84,7 +84,7 @@ struct Geometry {
   std::int32_t tile_filters;            // 16, 32, 64 or 128
   std::int32_t tile_positions;          // 32 to 256
   bool filters_are_rows;                // of the products' matrix; else positions
-  std::int32_t row_warps;               // warps that share the rows; others the columns
+  std::int32_t row_warp_bits;           // logarithm of how many warps share the rows; others the columns
   std::int32_t patch_bits[kPatchDims];  // logarithms of a patch's extents
   Divisor patches[kPatchDims];          // in a dimension
   std::int32_t position_tiles;          // in all
@@ -104,6 +104,9 @@ struct Geometry {
   Divisor box_row, box_plane, box_all;  // pixels of a row, of a plane, of an image's part
   std::int32_t pixel_bytes;             // from a pixel to the next
   std::int32_t boxes, pixel_tables;     // in shared memory
+
+  std::int32_t filter_operands;  // of the epilogue, that have one element for each filter
+  std::int32_t chunk_sums;       // of a thread, that the epilogue computes at once
 
   // ---- gemm_k
   std::int32_t element_bytes, piece_elements;  // of what is multiplied
@@ -359,6 +362,8 @@ struct GeometryProblem {
   bool stores_columns;     // pixels of a row of the output lie side by side
   bool words_are_filters;  // filters of an output pixel do
   bool in_pieces;          // pieces of the input's channels do
+  int filter_operands;     // of the epilogue, that have one element for each filter
+  int chunk_sums;          // of a thread, that the epilogue computes at once
 };
 
 // Bytes of shared memory that a block may have on every card from sm_80 on.
@@ -366,13 +371,14 @@ inline constexpr int kMostSharedBytes = 101376;
 
 // Where the parts of shared memory begin.
 struct SharedLayout {
-  std::int32_t places, pixels, flag, zeros, tile, boxes, stages, stage_bytes, words, staging, scratch, bytes;
-  std::int32_t num_stages;
+  std::int32_t places, pixels, flag, zeros, tile, phases, filter_operands, boxes, stages, words, staging,
+      scratch, bytes;
 
   static SharedLayout of(const Geometry& g, bool takes_statistics);
 };
 inline constexpr int kColumnBytes = 16;  // of a position in the table of columns, which comes first
-inline constexpr int kThreadSums = 32;   // at most
+inline constexpr int kBlockPhaseBytes = 96;
+inline constexpr int kThreadSums = 32;  // at most
 
 // Floats from a row of the staging to the next.
 EPICONV_HOST_DEVICE std::int32_t staging_pitch(const Geometry& g) {

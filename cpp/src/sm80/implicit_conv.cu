@@ -1,10 +1,10 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <limits>
 
 #include "conv_math.h"
 #include "device/current_device.h"
-#include "device/gates.h"
 #include "device/program_steps.h"
 #include "sm80/conv_kernels.h"
 #include "sm80/implicit_conv.h"
@@ -32,24 +32,35 @@ Pattern pattern_of(const TensorLayout& operand, const TensorLayout& output, bool
 OutputTensor output_tensor(const TensorLayout& layout, Pattern pattern) {
   // Words are of what a convolution computes in; float64 is one number for all, and is loaded for each.
   const bool in_words = is_floating(layout.dtype) && layout.dtype != DType::kFloat64;
-  OutputTensor tensor{nullptr, {}, layout.dtype, in_words ? pattern : Pattern::kScattered, false, false};
+  OutputTensor tensor{nullptr, {}, layout.dtype, in_words ? pattern : Pattern::kScattered, false, false, -1};
   std::copy(std::begin(layout.strides), std::end(layout.strides), tensor.strides);
-  tensor.is_of_filters =
-      std::count(std::begin(layout.strides), std::end(layout.strides), 0) + (layout.strides[1] != 0) ==
-      kTensorDims;
+  tensor.is_of_filters = is_of_filters(layout);
   return tensor;
-}
-
-ImplicitConvProblem with_gates_of(const ImplicitConvProblem& problem) {
-  ImplicitConvProblem result = problem;
-  result.program = with_gates(problem.program);
-  return result;
 }
 
 ConvKernel kernel_of(const ImplicitConvProblem& problem) {
   const LoweredProgram& program = problem.program;
-  if (program.is_chain()) return chain_kernel();
-  return program.num_slots <= 1 ? one_slot_kernel() : dag_kernel();
+  if (program.num_slots > 1) return dag_kernel();
+  // Three products for one take more registers than chains have.
+  return program.is_chain() && problem.math != ConvMath::kIeee ? chain_kernel() : one_slot_kernel();
+}
+
+// A folded step that only adds an operand costs four times what an addition does.
+bool only_adds(const Step<float>& step) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  return step.op == kAddClampMul && fetches_of(step) == kFetchB && step.p == -kInfinity &&
+         step.q == kInfinity && step.number[2] == 1.0f;
+}
+
+void set_program(EpilogueParameters& epilogue, const Pass& pass, const PassPointers& pointers) {
+  set_steps(epilogue, pass, pointers, true);
+  for (int i = 0; i < epilogue.num_steps; ++i) {
+    Step<float>& step = epilogue.steps[i];
+    if (!only_adds(step)) continue;
+    step.op = Opcode::kAdd;
+    step.num_values = 2;
+    step.p = 1.0f;
+  }
 }
 
 void check(cudaError_t status, const char* what, const std::string& kernel, const Geometry& g) {
@@ -75,8 +86,7 @@ struct ImplicitConv::State {
   std::int64_t statistics_rows = 0;  // of an image
   mutable std::atomic<std::uint64_t> prepared_devices{0};
 
-  explicit State(const ImplicitConvProblem& the_problem)
-      : problem(with_gates_of(the_problem)), kernel(kernel_of(problem)) {
+  explicit State(const ImplicitConvProblem& the_problem) : problem(the_problem), kernel(kernel_of(problem)) {
     const Geometry& g = problem.geometry;
     const bool of_filters = !g.filters_are_rows;
     pass.program = problem.program;
@@ -96,14 +106,19 @@ struct ImplicitConv::State {
     const bool side_by_side = problem.output.strides[4] == 1 && g.interleave == g.phases[2];
     epilogue.in_rows = of_filters || (side_by_side && g.patch(kDims) * g.interleave >= 4);
     epilogue.output = output_tensor(problem.output, Pattern::kWords);
+    std::int8_t filter_operands = 0;
     for (int i = 0; i < kNumOperandPlaces; ++i) {
       const TensorLayout& operand = problem.operands[i];
       epilogue.operands[i] = output_tensor(operand, pattern_of(operand, problem.output, of_filters));
       epilogue.operands[i].is_like_output = std::equal(std::begin(operand.strides), std::end(operand.strides),
                                                        std::begin(problem.output.strides));
+      const bool is_read = problem.program.reads(i);
+      if (!is_read || !is_of_filters(operand)) continue;
+      epilogue.operands[i].filter_operand = filter_operands;
+      epilogue.filter_operands[filter_operands++] = static_cast<std::uint8_t>(i);
     }
     epilogue.save_input = problem.program.save_input;
-    set_steps(epilogue, pass, PassPointers{}, true);
+    set_program(epilogue, pass, PassPointers{});
     name = concat(g.transposed ? "dgrad_sm80_" : "fprop_sm80_", name_of(problem.math), "_",
                   input.in_pieces ? "pieces" : "gather", "_", g.tile_filters, "x", g.tile_positions,
                   g.splits.divisor > 1 ? concat("_split", g.splits.divisor) : "", "_", kernel.evaluator);
@@ -172,7 +187,7 @@ void ImplicitConv::launch(const PassPointers& pointers, const void* weights, int
   p.weights = weights;
   p.epilogue.output.data = pointers.output;
   for (int i = 0; i < kNumOperandPlaces; ++i) p.epilogue.operands[i].data = pointers.operands[i];
-  if (!state.pass.program.late_numbers.empty()) set_steps(p.epilogue, state.pass, pointers, true);
+  if (!state.pass.program.late_numbers.empty()) set_program(p.epilogue, state.pass, pointers);
   if (g.splits.divisor > 1) {
     p.partial_sums = floats(state.partial_sums);
     p.arrivals = reinterpret_cast<std::uint32_t*>(workspace + state.arrivals);

@@ -1,6 +1,7 @@
 // Host side of the portable convolution: a problem ready to be launched any number of times.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -17,6 +18,16 @@ struct TensorLayout {
   DType dtype = DType::kFloat32;
   std::int64_t strides[2 + kDims] = {};
 };
+
+// Whether a tensor that is laid over the output has one element for each filter, or one.
+inline bool is_of_filters(const TensorLayout& layout) {
+  const auto& strides = layout.strides;
+  return strides[0] == 0 &&
+         std::all_of(strides + 2, strides + 2 + kDims, [](auto stride) { return stride == 0; });
+}
+
+// Sums of a thread that the epilogue computes at once: fewer where more values are kept.
+inline int chunk_sums(const LoweredProgram& program) { return program.num_slots > 1 ? 8 : 16; }
 
 struct ImplicitConvProblem {
   Geometry geometry{};

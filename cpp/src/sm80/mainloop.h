@@ -1,6 +1,6 @@
-// The products of a tile: the steps of gemm_k, one phase after the other, through two or three stages of
-// weights in shared memory, over boxes of the input. While a step is multiplied, the next weights and the
-// next box are on their way.
+// The products of a tile: the steps of gemm_k, one phase after the other, through stages of weights in shared
+// memory, over boxes of the input. While a step is multiplied, the next weights and the next box are on their
+// way. Warps go from step to step together: what they execute stays in the instruction cache.
 //
 // Rows of the products' matrix are filters and columns positions, or the other way round, so that what a
 // thread has of a row lies side by side in the output.
@@ -11,6 +11,8 @@
 #include "sm80/box.h"
 
 namespace epiconv::sm80 {
+
+inline constexpr int kWarpThreads = 32;
 
 // Sums of a warp: (16 rows, 8 columns) each.
 template <int kTheRowTiles, int kTheColumnTiles>
@@ -40,8 +42,8 @@ struct WarpPlace {
 
   template <typename Sums>
   __device__ __forceinline__ static WarpPlace of(const Geometry& g, int thread) {
-    const int warp = thread / 32;
-    return {warp % g.row_warps * (16 * Sums::kRowTiles), warp / g.row_warps * (8 * Sums::kColumnTiles)};
+    const int warp = thread / kWarpThreads, column = warp >> g.row_warp_bits;
+    return {(warp - (column << g.row_warp_bits)) * (16 * Sums::kRowTiles), column * (8 * Sums::kColumnTiles)};
   }
 };
 
@@ -52,6 +54,12 @@ struct TileMemory {
   std::uint8_t* const shared;
 
   __device__ __forceinline__ Tile& tile() const { return *reinterpret_cast<Tile*>(shared + at.tile); }
+  __device__ __forceinline__ BlockPhase* phases() const {
+    return reinterpret_cast<BlockPhase*>(shared + at.phases);
+  }
+  __device__ __forceinline__ float* filter_operands() const {
+    return reinterpret_cast<float*>(shared + at.filter_operands);
+  }
   __device__ __forceinline__ Column* columns() const { return reinterpret_cast<Column*>(shared); }
   // Of positions in the box, in bytes.
   __device__ __forceinline__ std::int32_t* places() const {
@@ -83,34 +91,38 @@ struct Pipeline {
   const ConvParameters& p;
   const TileMemory& memory;
   const int thread;
-  std::int32_t box;     // of the unit that is multiplied, 0 or 1
-  std::uint32_t stage;  // of the next step, an address of the shared window
+  std::int32_t box = 0;  // of the unit that is multiplied, 0 or 1
+  std::uint32_t stage;   // of the next step, an address of the shared window
 
   __device__ __forceinline__ Pipeline(const ConvParameters& parameters, const TileMemory& the_memory,
                                       int the_thread)
-      : p(parameters), memory(the_memory), thread(the_thread) {}
+      : p(parameters), memory(the_memory), thread(the_thread), stage(the_memory.stages()) {}
 
-  // Begins with the first phase that has steps; false if there is none. Tables and weights are on their way.
-  __device__ __forceinline__ bool begin() {
+  // Begins with the first phase that has steps; false if there is none. The first box's table is written.
+  __device__ __forceinline__ bool begin(const Tile& tile) {
     const Geometry& g = p.geometry;
-    box = 0;
-    stage = memory.stages();
-    fill_ = stage + thread * kPieceBytes;
-    UnitOfPhase unit{0, 0};
-    while (unit.phase < g.block_phases && phase(unit.phase).steps == 0) ++unit.phase;
-    if (unit.phase == g.block_phases) return false;
-    const Steps steps = steps_of(unit.phase);
-    unit.number = steps.first_unit;
-    write_table(unit, 0);
-    weights_phase_ = unit.phase;
-    set_weights(steps.first, steps.end);
-    if (g.pixel_tables > 1 && advance(unit)) write_table(unit, 1);
-    for (int i = 1; i < p.shared.num_stages; ++i) copy_weights();
+    const auto* const phases = static_cast<const PackedPhase*>(p.weights) + tile.phase;
+    weights_phase_ = 0;
+    while (weights_phase_ < g.block_phases && phases[weights_phase_].steps == 0) ++weights_phase_;
+    if (weights_phase_ == g.block_phases) return false;
+    const PackedPhase& first = phases[weights_phase_];
+    const Steps steps = steps_of(first, tile.split);
+    write_pixels(p, tile, first, other(steps.first_unit), table(0), thread);
+    weights_left_ = steps.end - steps.first;
+    weights_ = weights_of(tile, tile.phase + weights_phase_, steps.first);
     return true;
+  }
+  // When all threads know the block's phases: writes the second table, and begins to copy weights.
+  __device__ __forceinline__ void begin_copies() {
+    if (p.geometry.pixel_tables > 1) {
+      UnitOfPhase unit{weights_phase_, steps_of(weights_phase_).first_unit};
+      if (advance(unit)) write_table(unit, 1);
+    }
+    for (int i = 0; i < kStages - 1; ++i) copy_weights(stage + i * p.geometry.step_bytes());
   }
 
   __device__ __forceinline__ const PackedPhase& phase(std::int32_t number) const {
-    return static_cast<const PackedPhase*>(here(p).weights)[memory.tile().phase + number];
+    return memory.phases()[number].packed;
   }
   // Of a phase that this block multiplies: a split of gemm_k begins anywhere in a unit.
   struct Steps {
@@ -118,15 +130,18 @@ struct Pipeline {
     std::int32_t first_unit, skipped;  // steps of that unit
   };
   __device__ __forceinline__ Steps steps_of(std::int32_t number) const {
+    return steps_of(phase(number), memory.tile().split);
+  }
+  __device__ __forceinline__ Steps steps_of(const PackedPhase& phase, std::int32_t split) const {
     const Geometry& g = p.geometry;
-    Steps steps{0, phase(number).steps, 0, 0};
+    Steps steps{0, phase.steps, 0, 0};
     if (g.splits.divisor == 1) return steps;
     const auto splits = static_cast<std::int32_t>(g.splits.divisor);
     const std::int32_t share = (g.most_steps + splits - 1) / splits;
-    steps.first = min(memory.tile().split * share, steps.end);
+    steps.first = min(split * share, steps.end);
     steps.end = min(steps.first + share, steps.end);
     if (steps.first == steps.end) return steps;
-    const std::int32_t taps = phase(number).joined_taps, full = g.unit_steps(taps, 0);
+    const std::int32_t taps = phase.joined_taps, full = g.unit_steps(taps, 0);
     const std::int32_t per_tap = g.units_steps(taps), other = steps.first / per_tap;
     const std::int32_t in_tap = steps.first - other * per_tap,
                        block = min(in_tap / full, g.channel_blocks - 1);
@@ -170,68 +185,55 @@ struct Pipeline {
     write_pixels(here(p), memory.tile(), phase(unit.phase), other(unit.number), table(number), thread);
   }
 
-  __device__ __forceinline__ void next_stage() { stage = behind(stage); }
-  // For the weights of the next step, or for all copies.
-  __device__ __forceinline__ void wait(bool for_all) const {
-    if (for_all || p.shared.num_stages == 2) {
-      ptx::cp_async_wait<0>();
-    } else {
-      ptx::cp_async_wait<1>();
-    }
+  __device__ __forceinline__ void next_stage() {
+    const std::uint32_t bytes = p.geometry.step_bytes(), next = stage + bytes;
+    stage = next == memory.stages() + kStages * bytes ? memory.stages() : next;
   }
 
-  // Begins to copy the weights of the step that is all other stages ahead of the next one, if there is one;
-  // in any case a group of copies ends.
+  // Begins to copy the weights of the step that is all other stages ahead, if there is one, to where the last
+  // step's were; in any case a group of copies ends.
   __device__ __forceinline__ void copy_weights() {
+    const std::uint32_t bytes = p.geometry.step_bytes(), first = memory.stages();
+    copy_weights(stage == first ? first + (kStages - 1) * bytes : stage - bytes);
+  }
+
+ private:
+  static constexpr int kCopied = kThreads * kPieceBytes;  // by all threads at once
+
+  __device__ __forceinline__ void copy_weights(std::uint32_t to) {
     if (weights_left_ > 0) {
-      // Rows of kStepBytes by all threads, kThreadRows at a time; then the PackedStep.
-      const std::int32_t filters = p.geometry.tile_filters;
-      if (filters >= kThreadRows || thread < kThreads / 2) copy_piece(0);
-      if (filters > kThreadRows) copy_piece(1);
-      if (filters > 2 * kThreadRows) {
-        copy_piece(2);
-        copy_piece(3);
-      }
-      if (thread < static_cast<int>(sizeof(PackedStep)) / kPieceBytes) {
-        ptx::cp_async_16(fill_ + filters * kStepBytes, weights_ + filters * kStepBytes);
+      to += thread * kPieceBytes;
+      const std::int32_t pieces = p.geometry.step_bytes() / kPieceBytes;
+      if (thread < pieces) ptx::cp_async_16_at<0>(to, weights_);
+      if (thread + kThreads < pieces) ptx::cp_async_16_at<kCopied>(to, weights_);
+      if (thread + 2 * kThreads < pieces) ptx::cp_async_16_at<2 * kCopied>(to, weights_);
+      if (pieces > 3 * kThreads) {
+        ptx::cp_async_16_at<3 * kCopied>(to, weights_);
+        if (thread + 4 * kThreads < pieces) ptx::cp_async_16_at<4 * kCopied>(to, weights_);
       }
       weights_ += p.geometry.step_bytes();
       if (--weights_left_ == 0 && p.geometry.block_phases > 1) next_weights();
     }
-    fill_ = behind(fill_ - thread * kPieceBytes) + thread * kPieceBytes;
     ptx::cp_async_commit();
   }
-
- private:
-  static constexpr int kThreadRows = kThreads / kStepPieces;
-
-  __device__ __forceinline__ void copy_piece(int number) const {
-    ptx::cp_async_16(fill_ + number * kThreads * kPieceBytes, weights_ + number * kThreads * kPieceBytes);
-  }
-
-  // The stage that follows another one, in turn.
-  __device__ __forceinline__ std::uint32_t behind(std::uint32_t at) const {
-    const std::uint32_t next = at + p.shared.stage_bytes;
-    return next == memory.stages() + p.shared.num_stages * p.shared.stage_bytes ? memory.stages() : next;
-  }
-  __device__ __forceinline__ void set_weights(std::int32_t from, std::int32_t to) {
-    const ConvParameters& p = here(this->p);
-    const Tile& tile = memory.tile();
-    weights_left_ = to - from;
-    weights_ = static_cast<const std::uint8_t*>(p.weights) +
-               p.geometry.packed_step(tile.phase + weights_phase_, tile.group, tile.filter_tile, from) +
-               thread * kPieceBytes;
+  // The thread's first piece of a step.
+  __device__ __forceinline__ const std::uint8_t* weights_of(const Tile& tile, std::int32_t of_phase,
+                                                            std::int32_t step) const {
+    return static_cast<const std::uint8_t*>(p.weights) + thread * kPieceBytes +
+           p.geometry.packed_step(of_phase, tile.group, tile.filter_tile, step);
   }
   __device__ __forceinline__ void next_weights() {
     while (++weights_phase_ < here(p).geometry.block_phases) {
-      const std::int32_t steps = phase(weights_phase_).steps;
-      if (steps > 0) return set_weights(0, steps);
+      weights_left_ = phase(weights_phase_).steps;
+      if (weights_left_ == 0) continue;
+      weights_ = static_cast<const std::uint8_t*>(here(p).weights) + thread * kPieceBytes +
+                 memory.phases()[weights_phase_].weights;
+      return;
     }
   }
 
   std::int32_t weights_phase_, weights_left_;  // steps of a phase that are to be copied
   const std::uint8_t* weights_;                // the thread's first piece of the next one
-  std::uint32_t fill_;                         // where that goes
 };
 
 // By all threads: the box of the first unit. Nothing is multiplied meanwhile, so several rounds are under way
@@ -251,8 +253,7 @@ __device__ __forceinline__ void load_first_box(const Pipeline& at) {
 #pragma unroll
     for (int i = 0; i < kRounds; ++i) loaders[i].store();
   }
-  ptx::cp_async_commit();
-  ptx::cp_async_wait<0>();
+  ptx::cp_async_wait_all();
 }
 
 // The products of a phase. kLoadsAhead: what two pieces have is loaded while two others are multiplied.
@@ -261,8 +262,9 @@ class Mainloop {
  public:
   __device__ __forceinline__ explicit Mainloop(Pipeline& pipeline)
       : at_(pipeline), loader_(pipeline.p, pipeline.thread) {
-    const WarpPlace warp = WarpPlace::of<Sums>(at_.p.geometry, at_.thread);
-    const LanePlace row = LanePlace::of_rows(at_.thread), column = LanePlace::of_columns(at_.thread);
+    const int thread = ptx::thread_here();  // what is made of it is not kept from phase to phase
+    const WarpPlace warp = WarpPlace::of<Sums>(at_.p.geometry, thread);
+    const LanePlace row = LanePlace::of_rows(thread), column = LanePlace::of_columns(thread);
     const LanePlace& of_filters = kFiltersAreRows ? row : column;
     const int filter = (kFiltersAreRows ? warp.row : warp.column) + of_filters.line;
     filter_place_ = filter * kStepBytes + swizzled(filter, of_filters.piece);
@@ -313,7 +315,7 @@ class Mainloop {
                                            bool has_next, Sums& sums) {
     bool is_synchronized = false;
     if (at_.p.geometry.boxes > 1) {
-      at_.wait(true);  // of the last copies some are of the box
+      ptx::cp_async_wait_all();  // some are of the box
       __syncthreads();
       is_synchronized = true;
       Pipeline::UnitOfPhase behind = next;
@@ -333,7 +335,7 @@ class Mainloop {
 #pragma unroll 1
     for (; steps > 0; --steps) {
       if (!is_synchronized) {
-        at_.wait(false);
+        ptx::cp_async_wait<kStages - 2>();
         __syncthreads();
       }
       is_synchronized = false;
@@ -357,8 +359,10 @@ class Mainloop {
 
   // A step; the unit's box is at `box`.
   __device__ __forceinline__ void multiply(std::uint32_t box, Sums& sums) const {
+    int thread = at_.thread;
+    ptx::keep_here(thread);  // else the piece would be kept in memory
     const LanePlace of_positions =
-        kFiltersAreRows ? LanePlace::of_columns(at_.thread) : LanePlace::of_rows(at_.thread);
+        kFiltersAreRows ? LanePlace::of_columns(thread) : LanePlace::of_rows(thread);
     const std::uint32_t step = at_.stage + at_.p.geometry.tile_filters * kStepBytes;
     const uint4 in_box = ptx::load_shared(step + of_positions.piece * static_cast<int>(sizeof(uint4)));
     const bool is_full = __any_sync(0xFFFFFFFF, static_cast<std::int32_t>(in_box.z) != kNoPiece);

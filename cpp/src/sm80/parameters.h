@@ -17,15 +17,17 @@ struct OutputTensor {
   const void* data;
   std::int64_t strides[kTensorDims];
   DType dtype;
-  Pattern pattern;      // of words: kOne, kWords or kScattered
-  bool is_like_output;  // has its strides
-  bool is_of_filters;   // has one element for each filter, or one
+  Pattern pattern;             // of words: kOne, kWords or kScattered
+  bool is_like_output;         // has its strides
+  bool is_of_filters;          // has one element for each filter, or one
+  std::int8_t filter_operand;  // that is read: its row in shared memory, or -1
 };
 
 struct EpilogueParameters {
   using T = float;
   OutputTensor output;
   OutputTensor operands[kNumOperandPlaces];
+  std::uint8_t filter_operands[kNumOperandPlaces];  // places of those in shared memory, row by row
   bool in_rows;  // words, of filters of a pixel or of pixels of a filter, lie side by side in the output
   std::int32_t num_steps;
   std::int32_t num_before_norm;
@@ -76,6 +78,35 @@ struct alignas(16) Column {
 };
 static_assert(sizeof(Column) == kColumnBytes);
 inline constexpr std::int32_t kNowhere = 8;  // in no phase
+
+// A phase's place in the output; of several whose columns are stored together the first.
+struct alignas(16) PhasePlace {
+  std::int64_t offset;   // of the phase, and of the tile's first filter
+  std::int32_t outside;  // dimensions in which numbers that are the last lie outside
+  std::int32_t columns;  // of a row of the output, that are stored together, of all patches
+  Phase phase;
+
+  __device__ __forceinline__ static PhasePlace of(const ConvParameters& p, const Tile& tile,
+                                                  std::int32_t number) {
+    const Geometry& g = p.geometry;
+    const auto& strides = p.epilogue.output.strides;
+    PhasePlace place{(tile.group * g.filters + tile.filter) * strides[1], kNowhere, 0, Phase::at(g, number)};
+    for (int d = 0; d < kDims; ++d) {
+      place.offset += place.phase.of[d] * strides[2 + d];
+      if (d < kDims - 1 && numbers_in(g, d, place.phase.of[d]) < g.grid[d]) place.outside |= 1 << d;
+    }
+    place.columns = g.interleave > 1 ? g.output[2] : numbers_in(g, 2, place.phase.of[2]);
+    return place;
+  }
+};
+
+// A phase of a block, in shared memory.
+struct BlockPhase {
+  PackedPhase packed;
+  PhasePlace place;
+  std::int64_t weights;  // of the tile's first step, in bytes
+};
+static_assert(sizeof(BlockPhase) == kBlockPhaseBytes);
 
 inline constexpr int kWordElements = 4;  // of a word of sums
 inline constexpr int kWordBytes = 16;

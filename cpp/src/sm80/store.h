@@ -7,12 +7,19 @@
 
 namespace epiconv::sm80 {
 
-// The words of a thread, in shared memory, where no other thread reads or writes them: sums row by row, from
-// a row and a column of the tile on. The program has the registers.
+// The words of a thread: sums row by row, from a row and a column of the tile on. Those of the first chunk
+// stay in registers; the others wait in shared memory, where no other thread reads or writes them, since the
+// program has the registers. Sums of two column phases, that follow each other in turn, wait as halves of
+// words, the first phase's all, until the second's are there.
+template <int kChunkWords>
 struct Words {
-  std::uint32_t address;     // of the first; kThreads words from one to the next
-  std::int32_t row, column;  // of the first
+  static constexpr int kChunkElements = kChunkWords * kWordElements;
+
+  std::int32_t thread;
+  std::uint32_t first;       // address of all threads' first ones
+  std::int32_t row, column;  // of the first word
   std::int32_t count;
+  bool in_turn;
 
   template <typename Sums>
   __device__ __forceinline__ static Words of(const Geometry& g, const TileMemory& memory, int thread) {
@@ -20,89 +27,136 @@ struct Words {
     const bool in_turn = g.interleave > 1;
     const std::int32_t column = in_turn ? kMostInterleave * warp.column + thread % 4 * 4
                                         : warp.column + thread % 2 * 8 + thread % 4 / 2 * 4;
-    return {memory.words() + thread * kWordBytes, warp.row + thread % 32 / 4, column,
-            Sums::kCount / kWordElements * g.interleave};
-  }
-
-  __device__ __forceinline__ void put(int number, const float (&word)[4]) const {
-    ptx::store_shared(at(number), __float_as_uint(word[0]), __float_as_uint(word[1]),
-                      __float_as_uint(word[2]), __float_as_uint(word[3]));
-  }
-  __device__ __forceinline__ void get(int number, float* word) const {
-    const uint4 bits = ptx::load_shared(at(number));
-    word[0] = __uint_as_float(bits.x);
-    word[1] = __uint_as_float(bits.y);
-    word[2] = __uint_as_float(bits.z);
-    word[3] = __uint_as_float(bits.w);
+    return {thread,
+            memory.words(),
+            warp.row + thread % kWarpThreads / 4,
+            column,
+            Sums::kCount / kWordElements * g.interleave,
+            in_turn};
   }
 
   // Of each row and each two tiles of 16 x 8 a lane has two sums side by side in either tile. It exchanges
   // two with its neighbour, so that it has four of one.
   template <typename Sums>
-  __device__ __forceinline__ void take(const Sums& from, int thread) const {
+  __device__ __forceinline__ void take(const Sums& from, float* chunk) const {
     const bool is_odd = thread % 2 == 1;
 #pragma unroll
     for (int row = 0; row < 2 * Sums::kRowTiles; ++row) {
 #pragma unroll
       for (int j = 0; j < Sums::kColumnTiles; j += 2) {
+        const int number = (row * Sums::kColumnTiles + j) / 2;
         const float* const even = from.sums[row / 2][j] + row % 2 * 2;
         const float* const odd = from.sums[row / 2][j + 1] + row % 2 * 2;
-        float word[4];
+        float word[kWordElements];
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const float got = __shfl_xor_sync(0xFFFFFFFF, is_odd ? even[e] : odd[e], 1);
           word[e] = is_odd ? got : even[e];
           word[2 + e] = is_odd ? odd[e] : got;
         }
-        put((row * Sums::kColumnTiles + j) / 2, word);
+        if (number >= kChunkWords) {
+          ptx::store_shared(word_at(number), __float_as_uint(word[0]), __float_as_uint(word[1]),
+                            __float_as_uint(word[2]), __float_as_uint(word[3]));
+          continue;
+        }
+#pragma unroll
+        for (int e = 0; e < kWordElements; ++e) chunk[number * kWordElements + e] = word[e];
       }
     }
   }
-  // Of two column phases, that follow each other in turn.
+  // Of the first column phase, and then of the second.
   template <typename Sums>
-  __device__ __forceinline__ void take_in_turn(const Sums& first, const Sums& second) const {
+  __device__ __forceinline__ void take_first_phase(const Sums& from) const {
+    static_assert(Sums::kCount / 2 == kHalves);
 #pragma unroll
-    for (int row = 0; row < 2 * Sums::kRowTiles; ++row) {
+    for (int n = 0; n < kHalves; ++n) ptx::store_shared(half_at(n), half(from, n)[0], half(from, n)[1]);
+  }
+  template <typename Sums>
+  __device__ __forceinline__ void take_second_phase(const Sums& from, float* chunk) const {
 #pragma unroll
-      for (int j = 0; j < Sums::kColumnTiles; ++j) {
-        const float* const from = first.sums[row / 2][j] + row % 2 * 2;
-        const float* const behind = second.sums[row / 2][j] + row % 2 * 2;
-        put(row * Sums::kColumnTiles + j, {from[0], behind[0], from[1], behind[1]});
+    for (int n = 0; n < kChunkWords; ++n) {
+      join(n, half(from, n)[0], half(from, n)[1], chunk + n * kWordElements);
+    }
+#pragma unroll
+    for (int n = kChunkWords; n < kHalves; ++n) {
+      ptx::store_shared(half_at(second_place(n)), half(from, n)[0], half(from, n)[1]);
+    }
+  }
+  // The chunk from a word behind the first chunk on.
+  __device__ __forceinline__ void get(int number, float* chunk) const {
+#pragma unroll
+    for (int w = 0; w < kChunkWords; ++w) {
+      float* const word = chunk + w * kWordElements;
+      if (in_turn) {
+        const int2 second = ptx::load_shared_2(half_at(second_place(number + w)));
+        join(number + w, __int_as_float(second.x), __int_as_float(second.y), word);
+      } else {
+        const uint4 bits = ptx::load_shared(word_at(number + w));
+        word[0] = __uint_as_float(bits.x);
+        word[1] = __uint_as_float(bits.y);
+        word[2] = __uint_as_float(bits.z);
+        word[3] = __uint_as_float(bits.w);
       }
     }
   }
 
  private:
-  __device__ __forceinline__ std::uint32_t at(int number) const {
-    return address + number * (kThreads * kWordBytes);
+  static constexpr int kHalves = kThreadSums / kWordElements;  // of a phase
+
+  template <typename Sums>
+  __device__ __forceinline__ static const float* half(const Sums& from, int number) {
+    const int row = number / Sums::kColumnTiles;
+    return from.sums[row / 2][number % Sums::kColumnTiles] + row % 2 * 2;
+  }
+  // A word of what the first phase has and these.
+  __device__ __forceinline__ void join(int number, float second, float fourth, float* word) const {
+    const int2 first_phase = ptx::load_shared_2(half_at(number));
+    word[0] = __int_as_float(first_phase.x);
+    word[1] = second;
+    word[2] = __int_as_float(first_phase.y);
+    word[3] = fourth;
+  }
+  // The second phase's halves are where those of the first chunk were, and behind.
+  __device__ __forceinline__ static int second_place(int number) {
+    const int waiting = number - kChunkWords;
+    return waiting < kChunkWords ? waiting : kHalves - kChunkWords + waiting;
+  }
+  __device__ __forceinline__ std::uint32_t word_at(int number) const {
+    return first + ((number - kChunkWords) * kThreads + thread) * kWordBytes;
+  }
+  __device__ __forceinline__ std::uint32_t half_at(int place) const {
+    return first + (place * kThreads + thread) * (kWordBytes / 2);
   }
 };
 
 // Runs the program on a thread's words and stores what it makes, in the staging too where a GroupNorm's
-// statistics are taken of it.
+// statistics are taken of it. `values` are the first chunk.
 template <typename Evaluator>
 __device__ __forceinline__ void store_words(const ConvParameters& p, const TilePlace& place,
-                                            const TileMemory& memory, const Words& words) {
+                                            const TileMemory& memory,
+                                            const Words<Evaluator::Shape::kWords>& words,
+                                            typename Evaluator::Values& values) {
   using Shape = typename Evaluator::Shape;
   const Geometry& g = p.geometry;
 #pragma unroll 1
-  for (int done = 0; done < words.count; done += Shape::kWords) {
-    float values[Shape::kCount];
-#pragma unroll
-    for (int w = 0; w < Shape::kWords; ++w) words.get(done + w, values + w * Shape::kWord);
-    const Chunk<Shape> chunk(p.epilogue, place, words.row + done / kRowWords * kRowDistance,
-                             words.column + done % kRowWords * kWordColumns);
+  for (int done = 0;;) {
+    const Chunk<Shape> chunk{p.epilogue, place, words.row + done / kRowWords * kRowDistance,
+                             words.column + done % kRowWords * kWordColumns};
     Evaluator::run(Part::kAll, chunk, values);
     chunk.store(values);
-    if (p.statistics.means == nullptr) continue;
+    if (p.statistics.means != nullptr) {
 #pragma unroll
-    for (int w = 0; w < Shape::kWords; ++w) {
-      const std::int32_t at_row = chunk.row + w / kRowWords * kRowDistance;
-      const std::int32_t at_column = chunk.column + w % kRowWords * kWordColumns;
-      const float* const word = values + w * Shape::kWord;
-      *reinterpret_cast<float4*>(memory.staging() + at_row * staging_pitch(g) + at_column) = {
-          word[0], word[1], word[2], word[3]};
+      for (int w = 0; w < Shape::kWords; ++w) {
+        const std::int32_t at_row = chunk.row + w / kRowWords * kRowDistance;
+        const std::int32_t at_column = chunk.column + w % kRowWords * kWordColumns;
+        const float* const word = values + w * Shape::kWord;
+        *reinterpret_cast<float4*>(memory.staging() + at_row * staging_pitch(g) + at_column) = {
+            word[0], word[1], word[2], word[3]};
+      }
     }
+    done += Shape::kWords;
+    if (done >= words.count) break;
+    words.get(done, values);
   }
 }
 

@@ -23,6 +23,13 @@ __device__ __forceinline__ int lane_here() {
   return lane;
 }
 
+// The thread's number. What is made of it is made here, and not kept in registers from before a loop on.
+__device__ __forceinline__ int thread_here() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 // 0, which the compiler does not know. What is indexed with it is loaded here, and not kept in registers from
 // before a loop on for a place in it that is hardly ever reached.
 __device__ __forceinline__ int zero_here() {
