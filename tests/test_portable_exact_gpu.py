@@ -120,6 +120,12 @@ def test_operands(name, wanted, card):
 PROGRAMS = {
     "residual": ("v1 = add(v0, b0); v2 = relu(v1)", ("full",)),
     "a gate": ("v1 = clamp(v0, 0.0, 6.0); v2 = mul(v0, v1); v3 = mul(v2, b0)", ("channel",)),
+    "a gate of any operation": ("v1 = relu(v0); v2 = mul(v1, v0); v3 = add(v2, b0)", ("channel",)),
+    "a gate behind a residual": ("v1 = add(v0, b0); v2 = abs(v1); v3 = mul(v1, v2)", ("full",)),
+    "sums and products": (
+        "v1 = add(v0, b0); v2 = mul(v1, b1); v3 = add(v2, v0); v4 = mul(v3, v0)",
+        ("channel", "image"),
+    ),
     "four values": (
         "v1 = mul(v0, 2.0); v2 = sub(v0, b0); v3 = maximum(v1, v2); v4 = minimum(v3, v0); v5 = add(v4, v1); "
         "v6 = sub(v5, v2); v7 = add(v6, v0)",

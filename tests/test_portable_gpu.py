@@ -341,6 +341,21 @@ def test_which_kernels_are_planned(card, monkeypatch):
         assert len({of_sm_80.why, no_other.why, fastest.why}) == 3
 
 
+EVALUATORS = {  # by what a program keeps besides its value
+    "v1 = add(v0, 1.0); v2 = tanh(v1)": "interpreted_chain",
+    "v1 = add(v0, 1.0); v2 = hardswish(v1); v3 = mul(v1, v2)": "interpreted_chain",  # a gate keeps nothing
+    "v1 = add(v0, 1.0); v2 = hardswish(v1); v3 = add(v1, v2)": "interpreted_dag_of_one_slot",
+    "v1 = tanh(v0); v2 = exp(v0); v3 = sub(v1, v2); v4 = mul(v3, v0)": "interpreted_dag",
+}
+
+
+@pytest.mark.parametrize("program", EVALUATORS)
+def test_the_least_evaluator_is_planned(program, card):
+    x, weight = integers(2, 8, 9, 9, device=card), integers(24, 8, 3, 3, device=card)
+    words = {"epilogue": epiconv.Program(program), "precision": "tf32", "algorithm": "implicit_gemm"}
+    assert epiconv.explain(x, weight, **words).kernel.endswith(f"f32_{EVALUATORS[program]}")
+
+
 AUTO = {  # what "auto" does, as measured: input, weight, words, whether the kernel is faster
     "8 channels in 3-d": ((2, 8, 6, 9, 9), (24, 8, 3, 3, 3), {}, True),
     "3 channels, strided": ((2, 3, 19, 19), (24, 3, 7, 7), {"stride": 2}, True),
