@@ -1,9 +1,8 @@
 // Probe: how fast does mma.sync multiply, alone, and when its fragments come from shared memory as those of
 // the portable kernel do (four ldmatrix.x4 for eight products)? sm_80.
 //
-// Every SM has as many blocks of eight warps as fit; each warp has 16 x 8 sums in two rows and four columns
-// of tiles. Data are random, since a card that is limited by power multiplies zeros faster. Best of ten
-// launches of about 2 ms.
+// Every SM has three blocks of eight warps; each warp has 16 x 8 sums in two rows and four columns of tiles.
+// Data are random, since a card that is limited by power multiplies zeros faster. Best of ten launches.
 //
 // Build: nvcc -std=c++20 -O3 -arch=sm_80 -o mma_sync_rate tests/probes/mma_sync_rate.cu
 #include <algorithm>
@@ -106,7 +105,7 @@ int main() {
   int multiprocessors;
   CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0));
   const int blocks = 3 * multiprocessors;
-  // Words whose halves are bf16 of -2 to 2, which are numbers of TF32 of that size, too.
+  // Words whose halves are bf16 of magnitudes from 0.5 to 2, which are numbers of TF32 of that size, too.
   std::vector<std::uint32_t> words(kSharedWords);
   std::uint32_t random = 1;
   for (std::uint32_t& word : words) {
