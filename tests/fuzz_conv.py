@@ -25,7 +25,7 @@ import torch
 from exact_convolution import exact_convolution
 from fuzz_problems import FAMILIES, draw, operand_shape, strides_of
 
-from epiconv import _core
+from epiconv import _core, compiler
 from epiconv.core_tensors import operand_layout, operand_reader
 from epiconv.program import Program
 
@@ -142,7 +142,7 @@ def reference(conv, y, given, kernel):
     return (result.value - result.error).to(dtype), (result.value + result.error).to(dtype)
 
 
-def plan_of(conv, given, family, capability):
+def plan_of(conv, given, family, capability, compile="never"):
     """The core's plan, or its reason."""
     output_shape = conv.output
     bias_shape = None if given.bias is None else tuple(given.bias.shape)
@@ -158,7 +158,7 @@ def plan_of(conv, given, family, capability):
         None if given.bias is None else operand_layout(given.bias),
         [operand_layout(operand) for operand in given.operands],
         *(conv.output_dtype, strides_of(output_shape, conv.output_layout)),
-        *(capability, family),
+        *(capability, family, compile),
     )
 
 
@@ -171,11 +171,22 @@ def is_named(conv, kernel, family, capability):
     return any(kernel.startswith(f"{kind}_{each}_{conv.math}_") for each in families)
 
 
-def check(conv, device, tally=None):
+def is_compiled(plan):
+    """Whether its convolution is, if there is one: a pass behind it is not."""
+    return plan.kernel == "none" or "_f32_compiled" in plan.kernel.split(", ")[0]
+
+
+def may_be_interpreted(plan):
+    """Whether a plan that was to be compiled is right to run a kernel of the library."""
+    return "_sm90_" in plan.kernel or "an operand is a number on the host" in plan.why_kernel
+
+
+def check(conv, device, tally=None, compile="never"):
     """Runs one problem, on kernels of sm_80 behind others.
 
     Args:
         tally: a `Tally` to add to.
+        compile: whether kernels of sm_80 are compiled for the plan, as `_core.make_conv_plan` has it.
 
     Returns:
         Whether it ran, and what is wrong with the result or why it did not run; "" for a right result. What
@@ -185,12 +196,15 @@ def check(conv, device, tally=None):
     on_card = device.type == "cuda"
     capability = torch.cuda.get_device_capability(device) if on_card else (9, 0)
     for family in (conv.family, "sm80"):
-        plan = plan_of(conv, given, family, capability)
+        plan = plan_of(conv, given, family, capability, compile)
         if isinstance(plan, str):
             return (False, plan) if family == "sm90" else (True, f"{family} refuses it: {plan}")
         # On the CPU there is a stand-in of no family.
         if on_card and not is_named(conv, plan.kernel, family, capability):
             return True, f"{plan.kernel} is no kernel of {family} for this problem"
+        is_right = is_compiled(plan) or may_be_interpreted(plan)
+        if compile == "always" and on_card and not is_right:
+            return True, f"{plan.kernel} was not compiled: {plan.why_kernel}"
         if tally is not None:
             tally.add(conv, plan.kernel)
         expected = convolved(conv, given) if expected is None and 0 not in conv.output else expected
@@ -253,11 +267,14 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--family", choices=FAMILIES, help="of the kernels, for every problem")
+    parser.add_argument("--compile", action="store_true", help="kernels of sm_80 for each problem")
     parser.add_argument("--only", metavar="SEED:INDEX")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("fuzz_conv.py needs a CUDA device")
     device = torch.device("cuda", torch.cuda.current_device())
+    compiler.prepare()
+    compile = "always" if options.compile else "never"
     seeds = [options.only] if options.only else [f"{options.seed}:{i}" for i in range(options.count)]
     outcomes, tally, failures = Counter(), Tally(), 0
     for seed in seeds:
@@ -265,7 +282,7 @@ def main():
         conv = replace(conv, family=options.family or conv.family)
         if options.only:
             print(conv)
-        ran, finding = check(conv, device, tally)
+        ran, finding = check(conv, device, tally, compile)
         outcomes["ran" if ran else f"refused: {finding}"] += 1
         if ran and finding:
             failures += 1

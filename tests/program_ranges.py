@@ -132,7 +132,9 @@ def _through_group_norm(step, values, operands, compute):
     g, e = grouped(x.value), grouped(x.error.expand(shape))
     mean = g.mean(-1, keepdim=True)
     distance = g - mean
-    distance_error = e + e.mean(-1, keepdim=True) + 4 * unit * (mean.abs() + g.abs())
+    # A mean is off by what its partial sums were rounded by, which has the size of the values, not its own.
+    summed = g.abs().mean(-1, keepdim=True)
+    distance_error = e + e.mean(-1, keepdim=True) + 4 * unit * (summed + g.abs())
     variance = (distance**2).mean(-1, keepdim=True)
     variance_error = (2 * distance.abs() * distance_error + distance_error**2).mean(-1, keepdim=True)
     relative = variance_error / (variance + eps)

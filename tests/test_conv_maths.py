@@ -1,14 +1,12 @@
 """What the path "implicit_gemm" multiplies, and of which family its kernels are."""
 
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from fake_conv_core import at_offset, ran
+from python_process import run_python
 
 import epiconv
 from epiconv import implicit_gemm, plan
@@ -110,12 +108,6 @@ for word in ("any", "sm80", "sm90"):
     os.environ["EPICONV_KERNELS"] = word
     print(implicit_gemm.FAMILY, importlib.reload(implicit_gemm).FAMILY)
 """
-
-
-def run_python(source, **variables):
-    environment = {name: value for name, value in os.environ.items() if name != "EPICONV_KERNELS"}
-    command = [sys.executable, "-c", source]
-    return subprocess.run(command, env=environment | variables, capture_output=True, text=True)
 
 
 def test_the_family_is_read_when_the_module_is_imported():

@@ -17,6 +17,7 @@ LAYERS = [
     {"device/ptx"},
     {"program"},
     {"device"},
+    {"compiler"},
     {"cpu", "elementwise", "sm80", "sm90"},
     {"host_model"},
     {"plan"},

@@ -1,7 +1,7 @@
 // Names of maths, as kernels and weight formats have them.
 #pragma once
 
-#include "epiconv/conv_plan.h"
+#include "epiconv/conv_types.h"
 
 namespace epiconv {
 

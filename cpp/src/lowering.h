@@ -12,42 +12,9 @@
 #include <vector>
 
 #include "epiconv/epilogue.h"
+#include "step.h"
 
 namespace epiconv {
-
-enum class Source : std::uint8_t { kAccumulator, kSlot, kNumber, kOperand };
-
-// T is float or double, the type of all intermediates.
-template <typename T>
-struct Step {
-  Opcode op;
-  std::int8_t save;         // slot that also gets the result, or -1
-  std::uint8_t num_values;  // how many of a, b, c the operation reads
-  Source source[3];         // of a, b, c
-  std::uint8_t index[3];    // of the slot or operand
-  bool times_itself;        // the result is multiplied by a, the accumulator (device/gates.h)
-  T number[3];              // where the source is kNumber
-  T p, q;
-};
-
-// Which of a step's arguments are values instead of numbers; without kFetchA, a is the accumulator.
-inline constexpr int kFetchA = 1;
-inline constexpr int kFetchB = 2;
-inline constexpr int kFetchC = 4;
-template <typename T>
-int fetches_of(const Step<T>& step) {
-  const auto is_value = [&](int k) { return k < step.num_values && step.source[k] != Source::kNumber; };
-  return (step.source[0] != Source::kAccumulator ? kFetchA : 0) | (is_value(1) ? kFetchB : 0) |
-         (is_value(2) ? kFetchC : 0);
-}
-
-inline constexpr int kBiasOperand = kMaxOperands;
-inline constexpr int kMeanOperand = kMaxOperands + 1;
-inline constexpr int kScaleOperand = kMaxOperands + 2;
-inline constexpr int kShiftOperand = kMaxOperands + 3;
-inline constexpr int kNumNormOperands = 3;
-inline constexpr int kNumOperandPlaces = kMaxOperands + 1 + kNumNormOperands;
-inline constexpr int kMaxSteps = kMaxStatements + 3;  // the bias, and two more for a GroupNorm
 
 // A step's number that is known only when the program runs: the value of an operand that is a number.
 struct LateNumber {

@@ -1,7 +1,7 @@
 // From an opcode to its functor.
 #pragma once
 
-#include "epiconv/epilogue.h"
+#include "epiconv/opcode.h"
 
 namespace epiconv {
 
@@ -19,6 +19,17 @@ EPICONV_HOST_DEVICE void visit_operation(Opcode op, Visitor&& visitor) {
     case Opcode::kGroupNorm:
       break;
   }
+}
+
+// The same for an opcode that is a constant.
+template <Opcode kOpcode, typename Visitor>
+EPICONV_HOST_DEVICE void visit_operation_of(Visitor&& visitor) {
+#define EPICONV_VISIT(Operation)                   \
+  if constexpr (kOpcode == Opcode::k##Operation) { \
+    visitor.template operator()<ops::Operation>(); \
+  }
+  EPICONV_OPERATIONS(EPICONV_VISIT)
+#undef EPICONV_VISIT
 }
 
 }  // namespace epiconv

@@ -12,8 +12,6 @@
 
 namespace epiconv {
 
-inline constexpr int kMaxDims = 5;  // N, K and three spatial dimensions
-
 struct Walk {
   int rank = 0;
   std::int64_t extents[kMaxDims] = {};  // outermost first

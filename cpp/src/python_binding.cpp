@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "epiconv/compiler.h"
 #include "epiconv/conv_plan.h"
 #include "epiconv/conv_problem.h"
 #include "epiconv/device.h"
@@ -252,16 +253,28 @@ py::object make_conv_plan(const ConvProblem& conv, const std::string& math, cons
                           const Program& program, std::optional<OperandLayout> bias,
                           std::vector<OperandLayout> operands, const std::string& output_dtype,
                           Extents output_strides, const std::array<int, 2>& capability,
-                          const std::string& family) {
+                          const std::string& family, const std::string& compile) {
+  const ConvPlanProblem problem{
+      conv,
+      parse_word<ConvMath>("math", math, {"tf32", "bf16", "fp16", "ieee"}),
+      parse_dtype(input_dtype),
+      std::move(input_strides),
+      input_alignment,
+      parse_word<PaddingMode>("padding mode", padding_mode, {"zeros", "reflect", "replicate", "circular"}),
+      program,
+      std::move(bias),
+      std::move(operands),
+      parse_dtype(output_dtype),
+      std::move(output_strides),
+      ComputeCapability{capability[0], capability[1]},
+      parse_word<ConvFamily>("family of kernels", family, {"any", "sm80", "sm90"}),
+      parse_word<Compile>("word for what is compiled", compile, {"never", "if faster", "always"})};
   std::string why_not;
-  std::optional<ConvPlan> plan = ConvPlan::make(
-      {conv, parse_word<ConvMath>("math", math, {"tf32", "bf16", "fp16", "ieee"}), parse_dtype(input_dtype),
-       std::move(input_strides), input_alignment,
-       parse_word<PaddingMode>("padding mode", padding_mode, {"zeros", "reflect", "replicate", "circular"}),
-       program, std::move(bias), std::move(operands), parse_dtype(output_dtype), std::move(output_strides),
-       ComputeCapability{capability[0], capability[1]},
-       parse_word<ConvFamily>("family of kernels", family, {"any", "sm80", "sm90"})},
-      why_not);
+  std::optional<ConvPlan> plan;
+  {
+    const py::gil_scoped_release release;
+    plan = ConvPlan::make(problem, why_not);
+  }
   return plan ? py::cast(std::move(*plan)) : py::object(py::str(why_not));
 }
 
@@ -301,7 +314,15 @@ void bind_conv_plan(py::module_& module) {
   module.def("make_conv_plan", &make_conv_plan, py::arg("problem"), py::arg("math"), py::arg("input_dtype"),
              py::arg("input_strides"), py::arg("input_alignment"), py::arg("padding_mode"),
              py::arg("program"), py::arg("bias"), py::arg("operands"), py::arg("output_dtype"),
-             py::arg("output_strides"), py::arg("capability"), py::arg("family") = "any");
+             py::arg("output_strides"), py::arg("capability"), py::arg("family") = "any",
+             py::arg("compile") = "never");
+  module.def(
+      "set_compiler",
+      [](std::string library, std::string cache_directory) {
+        set_compiler({std::move(library), std::move(cache_directory)});
+      },
+      py::arg("library"), py::arg("cache_directory"));
+  module.def("why_no_compiler", &why_no_compiler, py::call_guard<py::gil_scoped_release>());
   module.def(
       "why_no_conv_kernels",
       [](int major, int minor) { return why_no_conv_kernels(ComputeCapability{major, minor}); },

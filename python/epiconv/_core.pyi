@@ -162,8 +162,16 @@ def make_conv_plan(
     output_strides: Sequence[int],  # (N, K, spatial…), elements
     capability: tuple[int, int],  # compute capability of the card
     family: str = "any",  # of kernels: "any", "sm80", "sm90"
+    compile: str = "never",  # for this plan, at run time: "never", "if faster" (`why_slower` is ""), "always"
 ) -> ConvPlan | str:
     """The plan, or why no kernel can run it: a sentence without a full stop."""
+
+def set_compiler(library: str, cache_directory: str) -> None:
+    """Where NVRTC is, "" for where the loader looks; it is loaded once. Where compiled kernels are kept, ""
+    for nowhere."""
+
+def why_no_compiler() -> str:
+    """Why no kernel can be compiled at run time, "" if it can. Loads NVRTC."""
 
 def why_no_conv_kernels(major: int, minor: int) -> str:
     """Why this build has no implicit-GEMM kernels for a card of that compute capability, "" if it has."""

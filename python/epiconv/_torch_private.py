@@ -33,6 +33,7 @@ _current_device: Final = _find("_C._cuda_getDevice")
 _below_autograd: Final = _find("_C._AutoDispatchBelowAutograd")
 _after_autograd_keys: Final = _find("_C._after_autograd_keyset")
 _fp32_precision: Final = _find("_C._get_fp32_precision_getter")
+_cudnn_benchmark: Final = _find("_C._get_cudnn_benchmark")
 _select_conv_backend: Final = _find("_C._select_conv_backend")
 
 _SEES_ALL: Final = None not in (
@@ -308,3 +309,11 @@ def has_hooks(module: torch.nn.Module) -> bool:
     """
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, name, None) for name in names)
+
+
+def _benchmark_attribute() -> bool:
+    return bool(torch.backends.cudnn.benchmark)
+
+
+cudnn_benchmark: Final[Callable[[], bool]] = _cudnn_benchmark or _benchmark_attribute
+"""`torch.backends.cudnn.benchmark`."""

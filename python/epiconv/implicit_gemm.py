@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 
 import torch
 
-from epiconv import _core, _torch_private
+from epiconv import _core, _torch_private, compiler
 from epiconv.arguments import ConvArguments, check_word
 from epiconv.convolution import output_maker
 from epiconv.core_tensors import address, dtype_name, operand_layout, operand_reader
@@ -123,19 +123,22 @@ class ImplicitGemm:
         operand_layouts = [operand_layout(operand) for operand in operands]
         wanted = (dtype_name(dtype), (output if batched is input else output.unsqueeze(0)).stride())
 
-        def make_plan(math: str, alignment: int) -> "_core.ConvPlan | str":
+        def make_plan(compiles: bool, math: str, alignment: int) -> "_core.ConvPlan | str":
+            compile = "never" if not compiles else "if faster" if arguments.algorithm == "auto" else "always"
+            if compiles:
+                compiler.prepare()
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
                 plan = _core.make_conv_plan(
                     *(problem, math, *given, alignment, arguments.padding_mode, program.core),
                     *(bias_layout, operand_layouts, *wanted),
-                    *(torch.cuda.get_device_capability(device), FAMILY),
+                    *(torch.cuda.get_device_capability(device), FAMILY, compile),
                 )
             if arguments.algorithm == "auto" and not isinstance(plan, str) and plan.why_slower:
                 return f"{plan.why_slower}; algorithm='implicit_gemm' runs it all the same"
             return plan
 
         self._make_plan = make_plan
-        self._plans: dict[tuple[str, int], _core.ConvPlan | str] = {}
+        self._plans: dict[tuple[bool, str, int], _core.ConvPlan | str] = {}
         self.run = self._prepare_run(weight, operands, input.device, make_output, otherwise)
 
     def plan(self, input: torch.Tensor) -> "_core.ConvPlan | str":
@@ -145,7 +148,7 @@ class ImplicitGemm:
             input: of the form.
         """
         math = self._math or ("tf32" if _torch_private.conv_precision() == "tf32" else "ieee")
-        return self._plan_at(math, address(input))
+        return self._plan_at(compiler.is_wanted(), math, address(input))
 
     def why_never(self, input: torch.Tensor) -> str:
         """Why no input of the form can run, whatever its address and the settings; "" if one may.
@@ -157,12 +160,13 @@ class ImplicitGemm:
         # An address that the kernels cannot do anything with says nothing about others.
         if not isinstance(plan, str) or location % _ALIGNMENT != 0:
             return ""
-        never = all(isinstance(self._plan_at(math, location), str) for math in self._maths)
+        compiles = compiler.is_wanted()
+        never = all(isinstance(self._plan_at(compiles, math, location), str) for math in self._maths)
         return plan if never else ""
 
-    def _plan_at(self, math: str, location: int) -> "_core.ConvPlan | str":
+    def _plan_at(self, compiles: bool, math: str, location: int) -> "_core.ConvPlan | str":
         # An empty tensor may lie at 0, which everything divides.
-        key = math, min(location & -location, _ALIGNMENT) or _ALIGNMENT
+        key = compiles, math, min(location & -location, _ALIGNMENT) or _ALIGNMENT
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = self._make_plan(*key)
@@ -179,20 +183,24 @@ class ImplicitGemm:
         # A closure: each attribute of self would cost the call some of its few microseconds.
         raw_stream, current_device = _torch_private.raw_stream, _torch_private.current_cuda_device
         conv_precision = _torch_private.conv_precision
+        wants_compiled = compiler.is_wanted
         index = device.index
         addresses = operand_reader(planned_operands)
         own_math = self._math
         last_bits = _ALIGNMENT - 1
         has_versions = not planned_weight.is_inference()
         is_kept = has_versions and not planned_weight.requires_grad
-        # By the math and the last bits of the input's address: launch, find, find_owned, make_workspace;
-        # launch is None where no kernel runs so, make_workspace where it takes none.
-        prepared: dict[str, list[tuple[Any, Any, Any, Any] | None]] = {
-            math: [None] * _ALIGNMENT for math in self._maths
+        # By whether kernels are compiled, the math, and the last bits of the input's address: launch, find,
+        # find_owned, make_workspace; launch is None where no kernel runs so, make_workspace where it takes
+        # none.
+        prepared: dict[bool, dict[str, list[tuple[Any, Any, Any, Any] | None]]] = {
+            compiles: {math: [None] * _ALIGNMENT for math in self._maths} for compiles in (False, True)
         }
 
-        def prepare(math: str, source: int, weight: torch.Tensor) -> tuple[Any, Any, Any, Any]:
-            plan = self._plan_at(math, source)
+        def prepare(
+            compiles: bool, math: str, source: int, weight: torch.Tensor
+        ) -> tuple[Any, Any, Any, Any]:
+            plan = self._plan_at(compiles, math, source)
             if isinstance(plan, str):
                 return None, None, None, None
             size = plan.workspace_bytes
@@ -215,9 +223,10 @@ class ImplicitGemm:
         ) -> torch.Tensor:
             math = own_math or ("tf32" if conv_precision() == "tf32" else "ieee")
             source = address(input)
-            found = prepared[math][source & last_bits]
+            by_address = prepared[wants_compiled()][math]
+            found = by_address[source & last_bits]
             if found is None:
-                found = prepared[math][source & last_bits] = prepare(math, source, weight)
+                found = by_address[source & last_bits] = prepare(wants_compiled(), math, source, weight)
             launch, find, find_owned, make_workspace = found
             if launch is None:
                 return otherwise(input, weight, bias, operands, owner)

@@ -7,7 +7,7 @@
 #include <string>
 
 #include "epiconv/error.h"
-#include "sm80/geometry.h"
+#include "sm80/plan_geometry.h"
 
 namespace implicit_cases {
 

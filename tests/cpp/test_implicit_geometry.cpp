@@ -13,7 +13,7 @@
 
 #include "expectations.h"
 #include "implicit_cases.h"
-#include "sm80/geometry.h"
+#include "sm80/plan_geometry.h"
 
 namespace {
 

@@ -11,16 +11,11 @@
 #include <vector>
 
 #include "epiconv/conv_problem.h"
+#include "epiconv/conv_types.h"
 #include "epiconv/epilogue_plan.h"
 #include "epiconv/export.h"
 
 namespace epiconv {
-
-// What the tensor cores multiply; they add in float32. kIeee: float32, of which a product is three of TF32.
-enum class ConvMath : std::uint8_t { kTf32, kBf16, kFp16, kIeee };
-
-// What lies around the input. As torch.nn.functional.pad, which pads by at most one extent.
-enum class PaddingMode : std::uint8_t { kZeros, kReflect, kReplicate, kCircular };
 
 struct ComputeCapability {
   int major = 0, minor = 0;
@@ -31,6 +26,14 @@ enum class ConvFamily : std::uint8_t {
   kAny,   // whichever is fastest
   kSm80,  // any convolution, on any card from compute capability 8.0 on
   kSm90,  // some, on 9.0
+};
+
+// Whether a kernel is compiled for the plan at run time (epiconv/compiler.h), which takes seconds, and is
+// kept for later processes. Where it cannot be, one of the library's runs. It concerns kernels of sm_80 only.
+enum class Compile : std::uint8_t {
+  kNever,
+  kIfFaster,  // than a pass behind another convolution: where ConvPlan::why_slower is ""
+  kAlways,
 };
 
 struct ConvPlanProblem {
@@ -47,6 +50,7 @@ struct ConvPlanProblem {
   Extents output_strides;
   ComputeCapability card;
   ConvFamily family = ConvFamily::kAny;
+  Compile compile = Compile::kNever;
 };
 
 struct ConvPointers {

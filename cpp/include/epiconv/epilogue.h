@@ -14,25 +14,11 @@
 #include <string_view>
 #include <vector>
 
-#include "epiconv/epilogue_ops.h"
 #include "epiconv/export.h"
+#include "epiconv/opcode.h"
 #include "epiconv/operation_info.h"
 
 namespace epiconv {
-
-// Limits of a program. They bound what a kernel takes as a parameter and keeps in registers.
-inline constexpr int kMaxStatements = 48;
-inline constexpr int kMaxOperands = 12;
-inline constexpr int kMaxLiveValues = 4;
-
-enum class Opcode : std::uint8_t {
-#define EPICONV_OPCODE(Operation) k##Operation,
-  EPICONV_OPERATIONS(EPICONV_OPCODE)
-#undef EPICONV_OPCODE
-      kGroupNorm,  // looks across a sample, so it has no per-value functor
-};
-
-inline constexpr int kNumOperations = static_cast<int>(Opcode::kGroupNorm) + 1;
 
 EPICONV_API const OperationInfo& operation_info(Opcode op);
 // Throws InvalidArgument naming close matches when there is no such operation.

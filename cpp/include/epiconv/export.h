@@ -1,7 +1,11 @@
 // Symbols are hidden unless marked; the shared library exports only what the headers declare.
 #pragma once
 
+#if defined(__CUDACC_RTC__)
+#define EPICONV_API
+#else
 #define EPICONV_API __attribute__((visibility("default")))
+#endif
 
 #if defined(__CUDACC__)
 #define EPICONV_HOST_DEVICE __host__ __device__ __forceinline__

@@ -9,7 +9,7 @@
 
 #include "device/divisor.h"
 #include "device/elements.h"
-#include "pass.h"
+#include "step.h"
 
 namespace epiconv {
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "device/evaluators.h"
+#include "device/fold_steps.h"
 #include "pass.h"
 
 namespace epiconv {

@@ -13,9 +13,6 @@
 
 namespace epiconv {
 
-// Behind all opcodes of the table.
-inline constexpr Opcode kAddClampMul = static_cast<Opcode>(kNumOperations);
-
 // The place in v = min(max(v + b, p), q) * c from which on a step's operation can still be added.
 enum class FoldStage { kAdd, kMaximum, kMinimum, kMul, kEnd };
 

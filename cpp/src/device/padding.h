@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "epiconv/conv_plan.h"
+#include "epiconv/conv_types.h"
 
 namespace epiconv {
 

@@ -2,7 +2,7 @@
 // the yardstick of the interpreter, and one with a gate.
 #pragma once
 
-#include "device/evaluators.h"
+#include "device/static_evaluator.h"
 
 namespace epiconv {
 

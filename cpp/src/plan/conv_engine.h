@@ -17,6 +17,8 @@ class ConvEngine {
   virtual ~ConvEngine() = default;
 
   virtual const std::string& kernel() const = 0;
+  // Why no kernel was compiled for it, "" if one was, or none was to be.
+  virtual std::string why_interpreted() const { return ""; }
   // Why a pass behind another convolution is faster, "" if it is not.
   virtual std::string why_slower() const = 0;
   virtual std::size_t workspace_bytes() const = 0;

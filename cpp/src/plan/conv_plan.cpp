@@ -54,7 +54,20 @@ Chosen choose(const ConvPlanProblem& problem, std::string& why_not) {
   if (problem.family == ConvFamily::kSm90) {
     return chosen(std::move(sm90), "kernels of sm_90a are asked for", "");
   }
-  if (sm90 != nullptr) return chosen(std::move(sm90), "made for this card, and takes the problem", "");
+  if (sm90 != nullptr) {
+    // Steps cost a compiled kernel nothing, and the interpreter of the others much.
+    const std::string why_slow = problem.compile == Compile::kNever ? "" : sm90->why_slower();
+    std::unique_ptr<const ConvEngine> sm80;
+    if (!why_slow.empty()) {
+      ConvPlanProblem if_faster = problem;
+      if_faster.compile = Compile::kIfFaster;
+      sm80 = make_sm80_engine(if_faster, why_not);
+    }
+    if (sm80 == nullptr || !sm80->why_slower().empty()) {
+      return chosen(std::move(sm90), "made for this card, and takes the problem", "");
+    }
+    return chosen(std::move(sm80), "faster than those made for this card: " + why_slow, "");
+  }
   const std::string not_sm90 = concat("not one of sm_90a: ", why_not);
   return chosen(make_sm80_engine(problem, why_not), concat("takes any convolution; ", not_sm90),
                 concat(not_sm90, "; "));
@@ -86,6 +99,9 @@ std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& problem, std::stri
   if (chosen.engine == nullptr) return std::nullopt;
   state->kernel = chosen.engine->kernel();
   state->why_kernel = std::move(chosen.why);
+  if (const std::string why = chosen.engine->why_interpreted(); !why.empty()) {
+    state->why_kernel += "; not compiled for the plan: " + why;
+  }
   state->why_slower = std::move(chosen.why_slower);
   state->weight_format = chosen.engine->weight_format();
   state->engine = std::move(chosen.engine);

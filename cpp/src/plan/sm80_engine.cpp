@@ -6,6 +6,7 @@
 #include "device/gates.h"
 #include "elementwise/epilogue_pass.h"
 #include "elementwise/group_norm.h"
+#include "epiconv/compiler.h"
 #include "epiconv/error.h"
 #include "plan/conv_engine.h"
 #include "plan/operand_strides.h"
@@ -92,14 +93,13 @@ enum class Division {
 class Sm80Engine final : public ConvEngine {
  public:
   const std::string& kernel() const override { return name_; }
-  // As measured on an H200 (docs/sm80-convolution.md): it is faster with few channels, which fill no row of
-  // what other kernels multiply, and where it stores two column phases together, unless channels are many. Of
-  // float32 products, groups, and programs in two parts too little is known.
+  std::string why_interpreted() const override { return conv_->why_interpreted(); }
+  // As measured on an H200 (docs/sm80-convolution.md). Of float32 products, groups, and programs in two parts
+  // too little is known.
   std::string why_slower() const override {
-    const sm80::Geometry& g = problem_.geometry;
-    const std::int32_t few = g.interleave > 1 ? kFewChannelsInTurn : g.transposed ? 0 : kFewChannels;
-    const bool is_known = division_ == Division::kNone && problem_.math != ConvMath::kIeee && g.groups == 1;
-    if (is_known && g.channels <= few) return "";
+    const bool is_known =
+        division_ == Division::kNone && problem_.math != ConvMath::kIeee && problem_.geometry.groups == 1;
+    if (is_known && (is_compiled_ ? is_fast_compiled() : is_fast_interpreted())) return "";
     return "torch's convolution with a pass behind it is faster than the portable kernel for such problems";
   }
   std::size_t workspace_bytes() const override {
@@ -113,7 +113,26 @@ class Sm80Engine final : public ConvEngine {
   std::string plan(const ConvPlanProblem& given);
 
  private:
-  static constexpr std::int32_t kFewChannels = 8, kFewChannelsInTurn = 128;
+  static constexpr std::int32_t kFewChannels = 8;  // which fill no row of what other kernels multiply
+
+  // Also where two column phases are stored together, unless channels are many.
+  bool is_fast_interpreted() const {
+    const sm80::Geometry& g = problem_.geometry;
+    return g.channels <= (g.interleave > 1 ? 128 : g.transposed ? 0 : kFewChannels);
+  }
+  // Where memory and epilogue take as long as the products: few channels, or a short gemm_k; or transposed
+  // with a stride of 2 (and of 1 in some dimensions), unless channels are many.
+  bool is_fast_compiled() const {
+    const sm80::Geometry& g = problem_.geometry;
+    if (g.transposed) {
+      const std::int32_t most = *std::max_element(g.phases, g.phases + kDims);
+      return most == 2 && g.channels <= 128;
+    }
+    const std::int64_t gemm_k = std::int64_t{g.channels} * g.taps[0] * g.taps[1] * g.taps[2];
+    const bool is_wide = g.element_bytes == 4, is_best_of_torch = is_wide && problem_.in_pieces;
+    return g.channels <= kFewChannels ||
+           (g.channels <= (is_best_of_torch ? 32 : 64) && gemm_k <= (is_wide ? 512 : 576));
+  }
 
   std::size_t pass_bytes() const {
     if (division_ == Division::kAtNorm) return tables_bytes_;
@@ -121,6 +140,7 @@ class Sm80Engine final : public ConvEngine {
   }
 
   sm80::ImplicitConvProblem problem_;
+  bool is_compiled_ = false;  // or would be, if it were worth a kernel
   Division division_ = Division::kNone;
   std::unique_ptr<const sm80::ImplicitConv> conv_;
   std::unique_ptr<const CudaPass> pass_;  // over what `conv_` has stored, or nullptr
@@ -167,6 +187,11 @@ std::string Sm80Engine::plan(const ConvPlanProblem& given) {
   }
   const std::string why_not = sm80::plan_geometry(geometry_problem(given, problem_), problem_.geometry);
   if (!why_not.empty()) return why_not;
+  is_compiled_ =
+      given.compile != Compile::kNever && problem_.program.late_numbers.empty() && why_no_compiler().empty();
+  const bool compiles =
+      given.compile == Compile::kAlways || (given.compile == Compile::kIfFaster && why_slower().empty());
+  problem_.compiled_for = compiles ? given.card.major * 10 + given.card.minor : 0;
   conv_ = std::make_unique<const sm80::ImplicitConv>(problem_);
   name_ = conv_->kernel();
   if (division_ != Division::kNone) {

@@ -18,7 +18,10 @@ namespace epiconv::sm80 {
 
 // The same, loaded where it is read, and not kept in registers through the products.
 __device__ __forceinline__ const ConvParameters& here(const ConvParameters& p) {
-  return (&p)[ptx::zero_here()];
+  return kIsCompiled ? p : (&p)[ptx::zero_here()];
+}
+__device__ __forceinline__ const ConvLaunch& here(const ConvLaunch& launch) {
+  return (&launch)[ptx::zero_here()];
 }
 
 // By all threads: where the pixels of a unit's box lie, in bytes; -1 for zeros.
@@ -46,7 +49,8 @@ __device__ __forceinline__ void write_pixels(const ConvParameters& p, const Tile
 template <typename Math>
 class BoxLoader {
  public:
-  __device__ __forceinline__ BoxLoader(const ConvParameters& p, int thread) : p_(p), thread_(thread) {}
+  __device__ __forceinline__ BoxLoader(const ConvParameters& p, const ConvLaunch& launch, int thread)
+      : p_(p), launch_(launch), thread_(thread) {}
 
   // How often all threads load to fill a box.
   __device__ __forceinline__ std::int32_t rounds() const {
@@ -84,7 +88,7 @@ class BoxLoader {
     const std::int32_t count = offset >= 0 ? g.channels - channel : 0;
     const std::int64_t distance = p.input.strides[1] * p.input.element_bytes();
     const auto* const from =
-        static_cast<const std::uint8_t*>(p.input.data) + (count > 0 ? offset + channel * distance : 0);
+        static_cast<const std::uint8_t*>(here(launch_).input) + (count > 0 ? offset + channel * distance : 0);
     load_piece(p.input, from, distance, count);
   }
 
@@ -134,6 +138,7 @@ class BoxLoader {
   }
 
   const ConvParameters& p_;
+  const ConvLaunch& launch_;
   const int thread_;
   std::uint32_t to_;                 // 0: nowhere
   std::uint32_t values_[kElements];  // as they were loaded

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "device/evaluators.h"
+#include "device/ptx/store_global.h"
 #include "sm80/parameters.h"
 
 namespace epiconv {
@@ -35,9 +36,11 @@ struct TilePlace {
 
   // Columns of the output from a position on, up to the end of its row; none where it lies outside.
   __device__ __forceinline__ std::int32_t room(const Column& column) const {
+    if (kIsCompiled && g.has_whole_tiles()) return g.tile_columns();
     return column.outside & phase.outside ? 0 : phase.columns - column.number * g.interleave;
   }
   __device__ __forceinline__ std::int32_t filters() const {
+    if (kIsCompiled && g.filters % g.tile_filters == 0) return g.tile_filters;
     return min(g.filters - tile.filter, g.tile_filters);
   }
   // Where a tensor has a position's pixel; of positions outside one that lies inside.
@@ -70,6 +73,7 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
   using Values = float[kCount];
 
   const sm80::EpilogueParameters& pass;
+  const sm80::ConvLaunch& launch;
   const sm80::TilePlace& place;
   std::int32_t row, column;  // of the first word, in the tile
 
@@ -88,7 +92,7 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
     }
     if (tensor.pattern != Pattern::kOne || !pass.in_rows) return false;
     visit_floating<float>(tensor.dtype, [&]<typename Stored>() {
-      const Stored* const data = static_cast<const Stored*>(tensor.data);
+      const Stored* const data = static_cast<const Stored*>(data_of(tensor));
 #pragma unroll
       for (int w = 0; w < kWords; ++w) ones[w] = from_stored<float>(data[find(tensor, w, 0)]);
     });
@@ -113,7 +117,7 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
       }
     } else if (tensor.pattern == Pattern::kWords && pass.in_rows) {
       visit_floating<float>(tensor.dtype, [&]<typename Stored>() {
-        load_words(tensor, static_cast<const Stored*>(tensor.data), values);
+        load_words(tensor, static_cast<const Stored*>(data_of(tensor)), values);
       });
     } else {
       load_scattered(tensor, values);
@@ -122,7 +126,7 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
 
   __device__ __forceinline__ void store(const Values& values) const {
     visit_floating<float>(pass.output.dtype, [&]<typename Stored>() {
-      Stored* const data = static_cast<Stored*>(const_cast<void*>(pass.output.data));
+      Stored* const data = static_cast<Stored*>(launch.output);
       if (!pass.in_rows) {
 #pragma unroll
         for (int j = 0; j < kCount; ++j) {
@@ -134,8 +138,8 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
       for_all_words([&](int w, const std::int64_t& offset, std::int32_t room) {
         Stored* const to = data + offset;
         const float* const word = values + w * kWord;
-        if (room >= kWord && is_aligned<kWord>(to)) {
-          store_packed<Stored, kWord>(word, to);
+        if (room >= kWord && is_aligned<kWord>(has_whole_words(pass.output) ? data : to)) {
+          ptx::store_global(to, pack_word<Stored>(word));
         } else if (room >= kWord && is_aligned<kWord / 2>(to)) {
           store_packed<Stored, kWord / 2>(word, to);
           store_packed<Stored, kWord / 2>(word + kWord / 2, to + kWord / 2);
@@ -150,6 +154,9 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
   }
 
  private:
+  __device__ __forceinline__ const void* data_of(const Tensor& operand) const {
+    return launch.operands[operand.place];
+  }
   __device__ __forceinline__ const float* filter_operand(const Tensor& tensor) const {
     return place.filter_operands + tensor.filter_operand * place.g.tile_filters;
   }
@@ -199,6 +206,24 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
     return place.g.interleave > 1 ? column_of(w, e) / sm80::kMostInterleave : column_of(w, e);
   }
 
+  template <typename Stored>
+  __device__ __forceinline__ static Packed<Stored, kWord> pack_word(const float* word) {
+    Packed<Stored, kWord> packed;
+#pragma unroll
+    for (int e = 0; e < kWord; ++e) packed.values[e] = to_stored<Stored>(word[e]);
+    return packed;
+  }
+  // Whether it is known that all words of a tensor are aligned where it is itself.
+  __device__ __forceinline__ bool has_whole_words(const Tensor& tensor) const {
+    if (!sm80::kIsCompiled || place.g.filters * (place.g.groups - 1) % kWord != 0) return false;
+    const int along = place.g.filters_are_rows ? sm80::kTensorDims - 1 : 1;  // the dimension of a word
+    bool are_whole = true;
+#pragma unroll
+    for (int d = 0; d < sm80::kTensorDims; ++d) {
+      are_whole = are_whole && tensor.strides[d] % kWord == (d == along && tensor.strides[d] == 1 ? 1 : 0);
+    }
+    return are_whole;
+  }
   template <int kElements, typename Stored>
   __device__ __forceinline__ static bool is_aligned(const Stored* address) {
     return reinterpret_cast<std::uintptr_t>(address) % (kElements * sizeof(Stored)) == 0;
@@ -225,7 +250,7 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
     for_all_words([&](int w, const std::int64_t& offset, std::int32_t room) {
       const Stored* const from = data + (tensor.is_like_output ? offset : find(tensor, w, 0));
       float* const word = values + w * kWord;
-      if (room >= kWord && is_aligned<kWord>(from)) {
+      if (room >= kWord && is_aligned<kWord>(has_whole_words(tensor) ? data : from)) {
         load_packed<float, Stored, kWord>(word, from);
       } else if (room >= kWord && is_aligned<kWord / 2>(from)) {
         load_packed<float, Stored, kWord / 2>(word, from);
@@ -242,7 +267,8 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
     for (int j = 0; j < kCount; ++j) values[j] = 0.0f;  // else what they were would live up to here
 #pragma unroll 1
     for (int i = 0; i < kCount; ++i) {
-      const float value = load_element<float>(tensor.data, tensor.dtype, find(tensor, i / kWord, i % kWord));
+      const float value =
+          load_element<float>(data_of(tensor), tensor.dtype, find(tensor, i / kWord, i % kWord));
       // Registers cannot be indexed.
 #pragma unroll
       for (int j = 0; j < kCount; ++j) values[j] = i == j ? value : values[j];

@@ -28,16 +28,16 @@ namespace epiconv::sm80 {
 
 // Whether this block is the one that stores the tile; then its sums are those of all splits.
 template <typename Sums>
-__device__ __forceinline__ bool merge_splits(const ConvParameters& p, Sums& sums, std::uint32_t* flag,
-                                             int thread) {
+__device__ __forceinline__ bool merge_splits(const ConvParameters& p, const ConvLaunch& launch, Sums& sums,
+                                             std::uint32_t* flag, int thread) {
   const std::uint32_t splits = p.geometry.splits.divisor, tile = blockIdx.x / splits;
   const auto place = [&](std::uint32_t split, int i) -> float& {
-    return p.partial_sums[(std::int64_t{tile * splits + split} * Sums::kCount + i) * kThreads + thread];
+    return launch.partial_sums[(std::int64_t{tile * splits + split} * Sums::kCount + i) * kThreads + thread];
   };
   sums.visit([&](float& sum, int i) { place(blockIdx.x % splits, i) = sum; });
   __threadfence();
   __syncthreads();
-  if (thread == 0) *flag = atomicAdd(p.arrivals + tile, 1u);
+  if (thread == 0) *flag = atomicAdd(launch.arrivals + tile, 1u);
   __syncthreads();
   if (*flag != splits - 1) return false;
   __threadfence();
@@ -70,22 +70,23 @@ __device__ __forceinline__ void write_columns(const ConvParameters& p, const Til
 }
 
 // By all threads.
-__device__ __forceinline__ void write_phases(const ConvParameters& p, const Tile& tile,
-                                             const TileMemory& memory, int thread) {
+__device__ __forceinline__ void write_phases(const ConvParameters& p, const ConvLaunch& launch,
+                                             const Tile& tile, const TileMemory& memory, int thread) {
   if (thread >= p.geometry.block_phases) return;
   const std::int32_t phase = tile.phase + thread;
-  memory.phases()[thread] = {static_cast<const PackedPhase*>(p.weights)[phase],
+  memory.phases()[thread] = {static_cast<const PackedPhase*>(launch.weights)[phase],
                              PhasePlace::of(p, tile, phase),
                              p.geometry.packed_step(phase, tile.group, tile.filter_tile, 0)};
 }
 
 // What operands of filters have for those of the tile: [operand][filter], of which this is the number `item`.
-__device__ __forceinline__ float load_filter_operand(const ConvParameters& p, const Tile& tile, int item) {
+__device__ __forceinline__ float load_filter_operand(const ConvParameters& p, const ConvLaunch& launch,
+                                                     const Tile& tile, int item) {
   const Geometry& g = p.geometry;
   const int row = item >> (31 - __clz(g.tile_filters)), in_tile = item - row * g.tile_filters;
   const OutputTensor& operand = p.epilogue.operands[p.epilogue.filter_operands[row]];
   const std::int64_t filter = tile.group * g.filters + min(tile.filter + in_tile, g.filters - 1);
-  return load_element<float>(operand.data, operand.dtype, filter * operand.strides[1]);
+  return load_element<float>(launch.operands[operand.place], operand.dtype, filter * operand.strides[1]);
 }
 
 // The products of the pipeline's next phase.
@@ -108,7 +109,8 @@ __device__ __forceinline__ bool compute_words_of(Pipeline& pipeline, std::int32_
   const ConvParameters& p = pipeline.p;
   Sums sums;
   multiply_phase<Sums, kLoadsAhead, kMayHaveFilterColumns>(pipeline, phase, sums);
-  if (p.geometry.splits.divisor > 1 && !merge_splits(p, sums, pipeline.memory.flag(), pipeline.thread)) {
+  if (p.geometry.splits.divisor > 1 &&
+      !merge_splits(p, pipeline.launch, sums, pipeline.memory.flag(), pipeline.thread)) {
 #pragma unroll
     for (int e = 0; e < TheWords::kChunkElements; ++e) chunk[e] = 0.0f;  // else it would count as alive
     return false;
@@ -148,24 +150,23 @@ __device__ __forceinline__ bool compute_words(Pipeline& pipeline, std::int32_t p
 template <typename Evaluator>
 inline constexpr int kBlocksOf = Evaluator::kIsChain ? 3 : 2;
 
-template <typename Evaluator>
-__global__ void __launch_bounds__(kThreads, kBlocksOf<Evaluator>)
-    implicit_conv(const __grid_constant__ ConvParameters p) {
+template <typename Evaluator, bool kLoadsAhead>
+__device__ __forceinline__ void run_block(const ConvParameters& p, const ConvLaunch& launch) {
   extern __shared__ __align__(128) std::uint8_t shared[];
   const int thread = threadIdx.x;
   const TileMemory memory{p.shared, shared};
   const int filter_operands = p.geometry.filter_operands * p.geometry.tile_filters;
-  Pipeline pipeline(p, memory, thread);
+  Pipeline pipeline(p, launch, memory, thread);
   bool has_steps;
   float of_filter = 0.0f;
   {
-    const Tile tile = Tile::of(p.geometry, static_cast<std::int32_t>(blockIdx.x), p.first_position_tile);
+    const Tile tile = Tile::of(p.geometry, static_cast<std::int32_t>(blockIdx.x), launch.first_position_tile);
     if (thread == 0) {
       memory.tile() = tile;
       ptx::store_shared(memory.zeros(), 0u, 0u, 0u, 0u);
     }
-    if (thread < filter_operands) of_filter = load_filter_operand(p, tile, thread);
-    write_phases(p, tile, memory, thread);
+    if (thread < filter_operands) of_filter = load_filter_operand(p, launch, tile, thread);
+    write_phases(p, launch, tile, memory, thread);
     write_columns(p, tile, memory, thread);
     has_steps = pipeline.begin(tile);
   }
@@ -177,22 +178,27 @@ __global__ void __launch_bounds__(kThreads, kBlocksOf<Evaluator>)
   }
   if (thread < filter_operands) memory.filter_operands()[thread] = of_filter;
   for (int item = thread + kThreads; item < filter_operands; item += kThreads) {
-    memory.filter_operands()[item] = load_filter_operand(p, tile, item);
+    memory.filter_operands()[item] = load_filter_operand(p, launch, tile, item);
   }
   __syncthreads();
-  const bool takes_statistics = p.statistics.means != nullptr;
 #pragma unroll 1
   for (std::int32_t phase = 0; phase < p.geometry.block_phases; phase += p.geometry.interleave) {
     Words<Evaluator::Shape::kWords> words;
     typename Evaluator::Values values;
-    if (!compute_words<kBlocksOf<Evaluator> == 2>(pipeline, phase, words, values)) return;
+    if (!compute_words<kLoadsAhead>(pipeline, phase, words, values)) return;
     const TilePlace place{p.geometry, tile, memory.columns(), memory.filter_operands(),
                           memory.phases()[phase].place};
-    store_words<Evaluator>(p, place, memory, words, values);
-    if (!takes_statistics) continue;
+    store_words<Evaluator>(p, launch, place, memory, words, values);
+    if (!p.takes_statistics) continue;
     __syncthreads();
-    take_statistics(p, place, memory, thread);
+    take_statistics(p, launch.statistics, place, memory, thread);
   }
+}
+
+template <typename Evaluator>
+__global__ void __launch_bounds__(kThreads, kBlocksOf<Evaluator>)
+    implicit_conv(const __grid_constant__ ConvParameters p, const __grid_constant__ ConvLaunch launch) {
+  run_block<Evaluator, kBlocksOf<Evaluator> == 2>(p, launch);
 }
 
 template <typename Evaluator>

@@ -13,6 +13,7 @@ struct ImplicitConv::State {};
 ImplicitConv::ImplicitConv(const ImplicitConvProblem&) { refuse(); }
 ImplicitConv::~ImplicitConv() = default;
 const std::string& ImplicitConv::kernel() const { refuse(); }
+const std::string& ImplicitConv::why_interpreted() const { refuse(); }
 std::size_t ImplicitConv::workspace_bytes() const { refuse(); }
 void ImplicitConv::launch(const PassPointers&, const void*, int, void*) const { refuse(); }
 StoredStatistics ImplicitConv::statistics(const void*) const { refuse(); }

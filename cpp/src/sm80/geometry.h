@@ -22,9 +22,7 @@
 // PackedStep that says where the step's pieces lie in the box.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
-#include <string>
 
 #include "device/divisor.h"
 #include "epiconv/export.h"
@@ -116,6 +114,14 @@ struct Geometry {
 
   EPICONV_HOST_DEVICE std::int32_t all_phases() const { return phases[0] * phases[1] * phases[2]; }
   EPICONV_HOST_DEVICE std::int32_t patch(int d) const { return 1 << patch_bits[d]; }
+  // Whether no position of a tile lies outside the output.
+  EPICONV_HOST_DEVICE bool has_whole_tiles() const {
+    bool are_whole = batch % patch(0) == 0;
+    for (int d = 0; d < kDims; ++d) {
+      are_whole = are_whole && output[d] == grid[d] * phases[d] && grid[d] % patch(1 + d) == 0;
+    }
+    return are_whole;
+  }
   EPICONV_HOST_DEVICE std::int32_t tile_columns() const { return tile_positions * interleave; }
   // Input pixels from a position to the next.
   EPICONV_HOST_DEVICE std::int32_t advance(int d) const { return transposed ? 1 : stride[d]; }
@@ -350,22 +356,6 @@ EPICONV_HOST_DEVICE std::int32_t numbers_in(const Geometry& g, int d, std::int32
   return g.grid[d] - ((g.grid[d] - 1) * g.phases[d] + phase < g.output[d] ? 0 : 1);
 }
 
-// Host side.
-struct GeometryProblem {
-  std::int64_t batch;
-  std::int64_t groups, channels, filters;  // the latter of a group
-  std::int64_t input[kDims], output[kDims], taps[kDims];
-  std::int64_t stride[kDims], dilation[kDims], padding[kDims];
-  bool transposed;
-  int element_bytes;
-  bool takes_statistics;   // of tiles: each of one image, and of one phase or a row's
-  bool stores_columns;     // pixels of a row of the output lie side by side
-  bool words_are_filters;  // filters of an output pixel do
-  bool in_pieces;          // pieces of the input's channels do
-  int filter_operands;     // of the epilogue, that have one element for each filter
-  int chunk_sums;          // of a thread, that the epilogue computes at once
-};
-
 // Bytes of shared memory that a block may have on every card from sm_80 on.
 inline constexpr int kMostSharedBytes = 101376;
 
@@ -383,12 +373,6 @@ inline constexpr int kThreadSums = 32;  // at most
 // Floats from a row of the staging to the next.
 EPICONV_HOST_DEVICE std::int32_t staging_pitch(const Geometry& g) {
   return (g.filters_are_rows ? g.tile_columns() : g.tile_filters) + 4;
-}
-
-// "" and the geometry, or why 32-bit index arithmetic does not reach.
-std::string plan_geometry(const GeometryProblem& problem, Geometry& geometry);
-inline std::size_t packed_bytes(const Geometry& g) {
-  return static_cast<std::size_t>(g.packed_step(g.all_phases(), 0, 0, 0));
 }
 
 }  // namespace epiconv::sm80

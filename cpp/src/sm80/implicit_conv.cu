@@ -6,6 +6,7 @@
 #include "conv_math.h"
 #include "device/current_device.h"
 #include "device/program_steps.h"
+#include "sm80/compiled_conv.h"
 #include "sm80/conv_kernels.h"
 #include "sm80/implicit_conv.h"
 #include "sm80/parameters.h"
@@ -32,7 +33,7 @@ Pattern pattern_of(const TensorLayout& operand, const TensorLayout& output, bool
 OutputTensor output_tensor(const TensorLayout& layout, Pattern pattern) {
   // Words are of what a convolution computes in; float64 is one number for all, and is loaded for each.
   const bool in_words = is_floating(layout.dtype) && layout.dtype != DType::kFloat64;
-  OutputTensor tensor{nullptr, {}, layout.dtype, in_words ? pattern : Pattern::kScattered, false, false, -1};
+  OutputTensor tensor{{}, layout.dtype, in_words ? pattern : Pattern::kScattered, false, false, -1, 0};
   std::copy(std::begin(layout.strides), std::end(layout.strides), tensor.strides);
   tensor.is_of_filters = is_of_filters(layout);
   return tensor;
@@ -80,6 +81,8 @@ struct ImplicitConv::State {
   std::string name;
   Pass pass;  // for its program
   ConvParameters parameters{};
+  std::shared_ptr<const CompiledConv> compiled;  // runs instead of `kernel`, if it is there
+  std::string why_interpreted;
   // In the workspace.
   std::size_t partial_sums = 0, arrivals = 0, means = 0, squares = 0, counts = 0, bytes = 0;
   std::size_t arrivals_bytes = 0;
@@ -92,6 +95,7 @@ struct ImplicitConv::State {
     pass.program = problem.program;
     parameters.geometry = g;
     parameters.math = problem.math;
+    parameters.takes_statistics = problem.takes_statistics;
     parameters.shared = SharedLayout::of(g, problem.takes_statistics);
     InputTensor& input = parameters.input;
     std::copy(std::begin(problem.input.strides), std::end(problem.input.strides), input.strides);
@@ -110,6 +114,7 @@ struct ImplicitConv::State {
     for (int i = 0; i < kNumOperandPlaces; ++i) {
       const TensorLayout& operand = problem.operands[i];
       epilogue.operands[i] = output_tensor(operand, pattern_of(operand, problem.output, of_filters));
+      epilogue.operands[i].place = static_cast<std::uint8_t>(i);
       epilogue.operands[i].is_like_output = std::equal(std::begin(operand.strides), std::end(operand.strides),
                                                        std::begin(problem.output.strides));
       const bool is_read = problem.program.reads(i);
@@ -117,12 +122,25 @@ struct ImplicitConv::State {
       epilogue.operands[i].filter_operand = filter_operands;
       epilogue.filter_operands[filter_operands++] = static_cast<std::uint8_t>(i);
     }
+    epilogue.num_slots = problem.program.num_slots;
     epilogue.save_input = problem.program.save_input;
     set_program(epilogue, pass, PassPointers{});
+    compile();
     name = concat(g.transposed ? "dgrad_sm80_" : "fprop_sm80_", name_of(problem.math), "_",
                   input.in_pieces ? "pieces" : "gather", "_", g.tile_filters, "x", g.tile_positions,
-                  g.splits.divisor > 1 ? concat("_split", g.splits.divisor) : "", "_", kernel.evaluator);
+                  g.splits.divisor > 1 ? concat("_split", g.splits.divisor) : "", "_",
+                  compiled == nullptr ? kernel.evaluator : "f32_compiled");
     plan_workspace();
+  }
+
+  void compile() {
+    if (problem.compiled_for == 0) return;
+    if (!problem.program.late_numbers.empty()) {
+      why_interpreted = "an operand is a number on the host, known only when it runs";
+      return;
+    }
+    compiled =
+        CompiledConv::make(parameters, problem.geometry.chunk_sums, problem.compiled_for, why_interpreted);
   }
 
   void plan_workspace() {
@@ -150,13 +168,14 @@ struct ImplicitConv::State {
     }
   }
 
+  const void* function() const { return compiled == nullptr ? kernel.function : compiled->function(); }
+
   // The limit of shared memory is a device's.
   void prepare(int device) const {
     const std::uint64_t bit = std::uint64_t{1} << (device % 64);
     if (prepared_devices.load(std::memory_order_relaxed) & bit) return;
-    check(
-        cudaFuncSetAttribute(kernel.function, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostSharedBytes),
-        "the setup", name, problem.geometry);
+    check(cudaFuncSetAttribute(function(), cudaFuncAttributeMaxDynamicSharedMemorySize, kMostSharedBytes),
+          "the setup", name, problem.geometry);
     prepared_devices.fetch_or(bit, std::memory_order_relaxed);
   }
 };
@@ -166,6 +185,7 @@ ImplicitConv::ImplicitConv(const ImplicitConvProblem& problem)
 ImplicitConv::~ImplicitConv() = default;
 
 const std::string& ImplicitConv::kernel() const { return state_->name; }
+const std::string& ImplicitConv::why_interpreted() const { return state_->why_interpreted; }
 std::size_t ImplicitConv::workspace_bytes() const { return state_->bytes; }
 
 StoredStatistics ImplicitConv::statistics(const void* workspace) const {
@@ -183,28 +203,30 @@ void ImplicitConv::launch(const PassPointers& pointers, const void* weights, int
   ConvParameters p = state.parameters;
   auto* const workspace = static_cast<std::uint8_t*>(pointers.workspace);
   const auto floats = [&](std::size_t at) { return reinterpret_cast<float*>(workspace + at); };
-  p.input.data = pointers.input;
-  p.weights = weights;
-  p.epilogue.output.data = pointers.output;
-  for (int i = 0; i < kNumOperandPlaces; ++i) p.epilogue.operands[i].data = pointers.operands[i];
+  ConvLaunch pointed{};
+  pointed.input = pointers.input;
+  pointed.weights = weights;
+  pointed.output = pointers.output;
+  std::copy(std::begin(pointers.operands), std::end(pointers.operands), pointed.operands);
   if (!state.pass.program.late_numbers.empty()) set_program(p.epilogue, state.pass, pointers);
   if (g.splits.divisor > 1) {
-    p.partial_sums = floats(state.partial_sums);
-    p.arrivals = reinterpret_cast<std::uint32_t*>(workspace + state.arrivals);
-    check(cudaMemsetAsync(p.arrivals, 0, state.arrivals_bytes, static_cast<cudaStream_t>(stream)),
+    pointed.partial_sums = floats(state.partial_sums);
+    pointed.arrivals = reinterpret_cast<std::uint32_t*>(workspace + state.arrivals);
+    check(cudaMemsetAsync(pointed.arrivals, 0, state.arrivals_bytes, static_cast<cudaStream_t>(stream)),
           "the clearing of counters", state.name, g);
   }
   if (state.problem.takes_statistics) {
-    p.statistics = {floats(state.means), floats(state.squares), floats(state.counts)};
+    pointed.statistics = {floats(state.means), floats(state.squares), floats(state.counts)};
   }
   // Nearly always one launch.
   const std::int64_t of_position = g.position_blocks(), most = kMostBlocks / of_position;
   for (std::int64_t first = 0; first < g.position_tiles; first += most) {
-    p.first_position_tile = static_cast<std::int32_t>(first);
+    pointed.first_position_tile = static_cast<std::int32_t>(first);
     const std::int64_t tiles = std::min(most, g.position_tiles - first);
-    void* arguments[] = {&p};
-    check(cudaLaunchKernel(state.kernel.function, dim3(static_cast<unsigned>(tiles * of_position)),
-                           dim3(kThreads), arguments, static_cast<std::size_t>(p.shared.bytes),
+    void* both[] = {&p, &pointed};
+    void** const arguments = state.compiled == nullptr ? both : both + 1;
+    check(cudaLaunchKernel(state.function(), dim3(static_cast<unsigned>(tiles * of_position)), dim3(kThreads),
+                           arguments, static_cast<std::size_t>(p.shared.bytes),
                            static_cast<cudaStream_t>(stream)),
           "the launch", state.name, g);
   }

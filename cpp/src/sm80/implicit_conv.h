@@ -9,7 +9,7 @@
 
 #include "epiconv/conv_plan.h"
 #include "pass.h"
-#include "sm80/geometry.h"
+#include "sm80/plan_geometry.h"
 
 namespace epiconv::sm80 {
 
@@ -37,6 +37,7 @@ struct ImplicitConvProblem {
   TensorLayout input, output;
   bool in_pieces = false;  // channels lie in pieces of 16 bytes of what is multiplied
   TensorLayout operands[kNumOperandPlaces];
+  int compiled_for = 0;  // a card for which a kernel is compiled for this problem, 90 for 9.0; 0: none
   bool takes_statistics = false;  // of what is stored, for a GroupNorm; of takes_statistics' geometry
 };
 
@@ -55,8 +56,11 @@ class ImplicitConv {
   ~ImplicitConv();
 
   // "fprop_sm80_tf32_gather_64x128_f32_interpreted_chain": what is multiplied, how the input is loaded,
-  // filters and positions of a tile, evaluator; "dgrad" of a transposed convolution.
+  // filters and positions of a tile, evaluator, which is "f32_compiled" of a kernel compiled for the problem;
+  // "dgrad" of a transposed convolution.
   const std::string& kernel() const;
+  // Why no kernel was compiled for it, "" if one was, or none was to be.
+  const std::string& why_interpreted() const;
   std::size_t workspace_bytes() const;
   // `pointers.input` is the convolution's. The device is the current one.
   void launch(const PassPointers& pointers, const void* weights, int device, void* stream) const;

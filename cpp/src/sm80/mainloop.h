@@ -89,19 +89,24 @@ struct TileMemory {
 // How far a block has come: in the boxes, and in the weights that are on their way.
 struct Pipeline {
   const ConvParameters& p;
+  const ConvLaunch& launch;
   const TileMemory& memory;
   const int thread;
   std::int32_t box = 0;  // of the unit that is multiplied, 0 or 1
   std::uint32_t stage;   // of the next step, an address of the shared window
 
-  __device__ __forceinline__ Pipeline(const ConvParameters& parameters, const TileMemory& the_memory,
-                                      int the_thread)
-      : p(parameters), memory(the_memory), thread(the_thread), stage(the_memory.stages()) {}
+  __device__ __forceinline__ Pipeline(const ConvParameters& parameters, const ConvLaunch& the_launch,
+                                      const TileMemory& the_memory, int the_thread)
+      : p(parameters),
+        launch(the_launch),
+        memory(the_memory),
+        thread(the_thread),
+        stage(the_memory.stages()) {}
 
   // Begins with the first phase that has steps; false if there is none. The first box's table is written.
   __device__ __forceinline__ bool begin(const Tile& tile) {
     const Geometry& g = p.geometry;
-    const auto* const phases = static_cast<const PackedPhase*>(p.weights) + tile.phase;
+    const auto* const phases = static_cast<const PackedPhase*>(launch.weights) + tile.phase;
     weights_phase_ = 0;
     while (weights_phase_ < g.block_phases && phases[weights_phase_].steps == 0) ++weights_phase_;
     if (weights_phase_ == g.block_phases) return false;
@@ -204,29 +209,37 @@ struct Pipeline {
     if (weights_left_ > 0) {
       to += thread * kPieceBytes;
       const std::int32_t pieces = p.geometry.step_bytes() / kPieceBytes;
-      if (thread < pieces) ptx::cp_async_16_at<0>(to, weights_);
-      if (thread + kThreads < pieces) ptx::cp_async_16_at<kCopied>(to, weights_);
-      if (thread + 2 * kThreads < pieces) ptx::cp_async_16_at<2 * kCopied>(to, weights_);
+      if (has_piece(0, pieces)) ptx::cp_async_16_at<0>(to, weights_);
+      if (has_piece(1, pieces)) ptx::cp_async_16_at<kCopied>(to, weights_);
+      if (has_piece(2, pieces)) ptx::cp_async_16_at<2 * kCopied>(to, weights_);
       if (pieces > 3 * kThreads) {
         ptx::cp_async_16_at<3 * kCopied>(to, weights_);
-        if (thread + 4 * kThreads < pieces) ptx::cp_async_16_at<4 * kCopied>(to, weights_);
+        if (has_piece(4, pieces)) ptx::cp_async_16_at<4 * kCopied>(to, weights_);
       }
       weights_ += p.geometry.step_bytes();
       if (--weights_left_ == 0 && p.geometry.block_phases > 1) next_weights();
     }
     ptx::cp_async_commit();
   }
+  // Whether the thread copies one of so many pieces when all threads copy for the nth time.
+  __device__ __forceinline__ bool has_piece(int number, std::int32_t pieces) const {
+    if constexpr (kIsCompiled) {
+      if (number * kThreads >= pieces) return false;
+      if ((number + 1) * kThreads <= pieces) return true;
+    }
+    return thread + number * kThreads < pieces;
+  }
   // The thread's first piece of a step.
   __device__ __forceinline__ const std::uint8_t* weights_of(const Tile& tile, std::int32_t of_phase,
                                                             std::int32_t step) const {
-    return static_cast<const std::uint8_t*>(p.weights) + thread * kPieceBytes +
+    return static_cast<const std::uint8_t*>(launch.weights) + thread * kPieceBytes +
            p.geometry.packed_step(of_phase, tile.group, tile.filter_tile, step);
   }
   __device__ __forceinline__ void next_weights() {
     while (++weights_phase_ < here(p).geometry.block_phases) {
       weights_left_ = phase(weights_phase_).steps;
       if (weights_left_ == 0) continue;
-      weights_ = static_cast<const std::uint8_t*>(here(p).weights) + thread * kPieceBytes +
+      weights_ = static_cast<const std::uint8_t*>(here(launch).weights) + thread * kPieceBytes +
                  memory.phases()[weights_phase_].weights;
       return;
     }
@@ -241,7 +254,7 @@ struct Pipeline {
 template <typename Math>
 __device__ __forceinline__ void load_first_box(const Pipeline& at) {
   constexpr int kRounds = 4;
-  const BoxLoader<Math> loader(at.p, at.thread);
+  const BoxLoader<Math> loader(at.p, at.launch, at.thread);
   BoxLoader<Math> loaders[kRounds] = {loader, loader, loader, loader};
   std::int32_t phase = 0;
   while (at.phase(phase).steps == 0) ++phase;
@@ -261,7 +274,7 @@ template <typename Math, typename Sums, bool kLoadsAhead, bool kFiltersAreRows>
 class Mainloop {
  public:
   __device__ __forceinline__ explicit Mainloop(Pipeline& pipeline)
-      : at_(pipeline), loader_(pipeline.p, pipeline.thread) {
+      : at_(pipeline), loader_(pipeline.p, pipeline.launch, pipeline.thread) {
     const int thread = ptx::thread_here();  // what is made of it is not kept from phase to phase
     const WarpPlace warp = WarpPlace::of<Sums>(at_.p.geometry, thread);
     const LanePlace row = LanePlace::of_rows(thread), column = LanePlace::of_columns(thread);
@@ -339,7 +352,7 @@ class Mainloop {
         __syncthreads();
       }
       is_synchronized = false;
-      const bool loads = --rounds >= 0;
+      const bool loads = has_next && --rounds >= 0;
       if (loads) {
         load(block, rounds);
       } else {
@@ -352,6 +365,11 @@ class Mainloop {
     }
   }
 
+  // Whether it is known of every step that it has eight pieces.
+  __device__ __forceinline__ bool has_all_pieces() const {
+    const Geometry& g = at_.p.geometry;
+    return kIsCompiled && g.block_pieces.divisor % kStepPieces == 0 && g.last_pieces % kStepPieces == 0;
+  }
   // What a thread has of two pieces of a step.
   struct Fragments {
     std::uint32_t rows[Sums::kRowTiles][4], columns[Sums::kColumnTiles / 2][4];
@@ -360,12 +378,13 @@ class Mainloop {
   // A step; the unit's box is at `box`.
   __device__ __forceinline__ void multiply(std::uint32_t box, Sums& sums) const {
     int thread = at_.thread;
-    ptx::keep_here(thread);  // else the piece would be kept in memory
+    if constexpr (!kIsCompiled) ptx::keep_here(thread);  // else the piece would be kept in memory
     const LanePlace of_positions =
         kFiltersAreRows ? LanePlace::of_columns(thread) : LanePlace::of_rows(thread);
     const std::uint32_t step = at_.stage + at_.p.geometry.tile_filters * kStepBytes;
     const uint4 in_box = ptx::load_shared(step + of_positions.piece * static_cast<int>(sizeof(uint4)));
-    const bool is_full = __any_sync(0xFFFFFFFF, static_cast<std::int32_t>(in_box.z) != kNoPiece);
+    const bool is_full =
+        has_all_pieces() || __any_sync(0xFFFFFFFF, static_cast<std::int32_t>(in_box.z) != kNoPiece);
     Fragments even, odd;
     load(0, in_box.x, box, even);
     if constexpr (kLoadsAhead) {
@@ -394,7 +413,7 @@ class Mainloop {
                                        Fragments& fragments) const {
     // The swizzle exchanges pieces 2 and 3, or 4 to 7, like 0 and 1.
     const std::uint32_t filters = at_.stage + (filter_place_ ^ (pair * 2 * kPieceBytes));
-    const bool is_none = static_cast<std::int32_t>(in_box) == kNoPiece;
+    const bool is_none = !has_all_pieces() && static_cast<std::int32_t>(in_box) == kNoPiece;
     // 16 filters or positions.
     const auto load_group = [&](bool are_filters, int group, std::uint32_t (&loaded)[4]) {
       const std::uint32_t position =

@@ -9,7 +9,7 @@
 #include "device/elements.h"
 #include "device/ptx/convert.h"
 #include "device/ptx/mma_sync.h"
-#include "epiconv/conv_plan.h"
+#include "epiconv/conv_types.h"
 
 namespace epiconv::sm80 {
 
@@ -153,16 +153,20 @@ using Fp16 = Narrow<Fp16Type>;
 // Calls visitor.operator()<Math>().
 template <typename Visitor>
 __device__ __forceinline__ void visit_math(ConvMath math, Visitor&& visitor) {
-  switch (math) {
-    case ConvMath::kTf32:
-      return visitor.template operator()<Tf32>();
-    case ConvMath::kBf16:
-      return visitor.template operator()<Bf16>();
-    case ConvMath::kFp16:
-      return visitor.template operator()<Fp16>();
-    case ConvMath::kIeee:
-      return visitor.template operator()<Ieee>();
-  }
+  const auto visit_if = [&]<typename Math, ConvMath kMath>() {
+#ifdef EPICONV_COMPILED_MATH
+    constexpr bool kExists = kMath == ConvMath::EPICONV_COMPILED_MATH;  // the plan's
+#else
+    constexpr bool kExists = true;
+#endif
+    if constexpr (kExists) {
+      if (math == kMath) visitor.template operator()<Math>();
+    }
+  };
+  visit_if.template operator()<Tf32, ConvMath::kTf32>();
+  visit_if.template operator()<Bf16, ConvMath::kBf16>();
+  visit_if.template operator()<Fp16, ConvMath::kFp16>();
+  visit_if.template operator()<Ieee, ConvMath::kIeee>();
 }
 
 }  // namespace epiconv::sm80

@@ -4,9 +4,9 @@
 #include <cstdint>
 
 #include "device/chunk.h"
-#include "epiconv/conv_plan.h"
-#include "lowering.h"
+#include "epiconv/conv_types.h"
 #include "sm80/geometry.h"
+#include "step.h"
 
 namespace epiconv::sm80 {
 
@@ -14,13 +14,13 @@ inline constexpr int kTensorDims = 2 + kDims;  // (N, K, D, H, W)
 
 // A tensor that is laid over the output; strides in elements, 0 where it has one element.
 struct OutputTensor {
-  const void* data;
   std::int64_t strides[kTensorDims];
   DType dtype;
   Pattern pattern;             // of words: kOne, kWords or kScattered
   bool is_like_output;         // has its strides
   bool is_of_filters;          // has one element for each filter, or one
   std::int8_t filter_operand;  // that is read: its row in shared memory, or -1
+  std::uint8_t place;          // of an operand, in ConvLaunch
 };
 
 struct EpilogueParameters {
@@ -34,10 +34,10 @@ struct EpilogueParameters {
   std::int32_t save_input;
   std::uint8_t fetches[kMaxSteps];
   Step<float> steps[kMaxSteps];
+  std::int32_t num_slots;
 };
 
 struct InputTensor {
-  const void* data;
   std::int64_t strides[kTensorDims];  // (N, C, D, H, W), in elements
   bool is_float32;                    // else what is multiplied
   bool in_pieces;  // channels lie side by side, as many as a piece has at multiples of its size
@@ -51,19 +51,35 @@ struct InputTensor {
 // A GroupNorm's statistics of a tile: [row][filter], and how many values each is of. A row is of an image,
 // and in it of a tile of positions and of a phase.
 struct TileStatistics {
-  float* means;  // nullptr: none are wanted
+  float* means;
   float* squares;
   float* counts;
 };
 
+// Whether the kernel is compiled for one plan (compiled_conv.h), whose parameters are constants.
+#ifdef EPICONV_COMPILED_MATH
+inline constexpr bool kIsCompiled = true;
+#else
+inline constexpr bool kIsCompiled = false;
+#endif
+
+// What a plan knows.
 struct ConvParameters {
   Geometry geometry;
   SharedLayout shared;
   ConvMath math;
+  bool takes_statistics;
   InputTensor input;
-  const void* weights;  // packed
   Divisor channel_blocks;
   EpilogueParameters epilogue;
+};
+
+// What a launch adds.
+struct ConvLaunch {
+  const void* input;
+  const void* weights;  // packed
+  void* output;
+  const void* operands[kNumOperandPlaces];
   TileStatistics statistics;
   float* partial_sums;      // of splits: [block][accumulator][thread]
   std::uint32_t* arrivals;  // of the splits of a tile, zero before the launch

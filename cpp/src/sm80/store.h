@@ -132,19 +132,19 @@ struct Words {
 // Runs the program on a thread's words and stores what it makes, in the staging too where a GroupNorm's
 // statistics are taken of it. `values` are the first chunk.
 template <typename Evaluator>
-__device__ __forceinline__ void store_words(const ConvParameters& p, const TilePlace& place,
-                                            const TileMemory& memory,
+__device__ __forceinline__ void store_words(const ConvParameters& p, const ConvLaunch& launch,
+                                            const TilePlace& place, const TileMemory& memory,
                                             const Words<Evaluator::Shape::kWords>& words,
                                             typename Evaluator::Values& values) {
   using Shape = typename Evaluator::Shape;
   const Geometry& g = p.geometry;
 #pragma unroll 1
   for (int done = 0;;) {
-    const Chunk<Shape> chunk{p.epilogue, place, words.row + done / kRowWords * kRowDistance,
+    const Chunk<Shape> chunk{p.epilogue, launch, place, words.row + done / kRowWords * kRowDistance,
                              words.column + done % kRowWords * kWordColumns};
     Evaluator::run(Part::kAll, chunk, values);
     chunk.store(values);
-    if (p.statistics.means != nullptr) {
+    if (p.takes_statistics) {
 #pragma unroll
       for (int w = 0; w < Shape::kWords; ++w) {
         const std::int32_t at_row = chunk.row + w / kRowWords * kRowDistance;
@@ -163,8 +163,9 @@ __device__ __forceinline__ void store_words(const ConvParameters& p, const TileP
 // By all threads, of what they have left in the staging: each filter's mean over the tile's pixels, and the
 // sum of squared distances from it. They are taken of distances from the first pixel, so that nothing is lost
 // where a mean is far from zero, and equal values have that mean.
-__device__ __forceinline__ void take_statistics(const ConvParameters& p, const TilePlace& place,
-                                                const TileMemory& memory, int thread) {
+__device__ __forceinline__ void take_statistics(const ConvParameters& p, const TileStatistics& statistics,
+                                                const TilePlace& place, const TileMemory& memory,
+                                                int thread) {
   const Geometry& g = p.geometry;
   const Tile& tile = place.tile;
   const int filters = g.tile_filters, shares = kThreads / filters;
@@ -202,9 +203,9 @@ __device__ __forceinline__ void take_statistics(const ConvParameters& p, const T
   const auto tile_phases = static_cast<std::int32_t>(g.tile_phases.divisor);
   const std::int64_t row = std::int64_t{tile.position} * tile_phases + tile.phase / g.interleave;
   const std::int64_t to = row * g.groups * g.filters + tile.group * g.filters + tile.filter + filter;
-  p.statistics.means[to] = pivot + distance;
-  p.statistics.squares[to] = squares;
-  if (tile.group == 0 && tile.filter + filter == 0) p.statistics.counts[row] = count;
+  statistics.means[to] = pivot + distance;
+  statistics.squares[to] = squares;
+  if (tile.group == 0 && tile.filter + filter == 0) statistics.counts[row] = count;
 }
 
 }  // namespace epiconv::sm80

@@ -1,4 +1,5 @@
-// Stores to global memory through a pointer of which the compiler has lost sight that it is one.
+// Stores to global memory: through a pointer of which the compiler has lost sight that it is one, or of a
+// structure that it would store member by member.
 #pragma once
 
 #include <cstdint>

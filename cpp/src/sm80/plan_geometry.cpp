@@ -1,4 +1,4 @@
-#include "sm80/geometry.h"
+#include "sm80/plan_geometry.h"
 
 #include <algorithm>
 #include <array>

@@ -1,0 +1,2 @@
+// <cstring> for the run-time compiler, which has memcpy itself.
+#pragma once

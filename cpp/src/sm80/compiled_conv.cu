@@ -1,0 +1,119 @@
+#include <cuda_runtime_api.h>
+
+#include <sstream>
+#include <utility>
+
+#include "compiler/compile_kernel.h"
+#include "epiconv/error.h"
+#include "sm80/compiled_conv.h"
+
+namespace epiconv::sm80 {
+namespace {
+
+constexpr const char* kName = "epiconv_conv";
+
+const char* enumerator_of(ConvMath math) {
+  switch (math) {
+    case ConvMath::kTf32:
+      return "kTf32";
+    case ConvMath::kBf16:
+      return "kBf16";
+    case ConvMath::kFp16:
+      return "kFp16";
+    default:
+      return "kIeee";
+  }
+}
+
+// How many blocks share a multiprocessor, and whether what two pieces have is loaded while two others are
+// multiplied (mainloop.h): from the fastest on.
+struct Variant {
+  int blocks;
+  bool loads_ahead;
+};
+constexpr Variant kVariants[] = {{3, false}, {2, true}, {1, true}};
+
+// The plan's bytes are written out as words: the compiler sees the structure's members as constants.
+std::string source_of(const ConvParameters& parameters, int chunk_words, const Variant& variant) {
+  static_assert(sizeof(ConvParameters) % sizeof(std::uint32_t) == 0);
+  std::ostringstream out;
+  out << "#define EPICONV_COMPILED_MATH " << enumerator_of(parameters.math) << R"(
+#include "device/compiled_program.h"
+#include "sm80/conv_kernel.h"
+
+namespace epiconv::sm80 {
+
+struct PlanWords {
+  std::uint32_t words[sizeof(ConvParameters) / sizeof(std::uint32_t)];
+};
+__device__ constexpr ConvParameters kPlan = __builtin_bit_cast(ConvParameters, PlanWords{{)"
+      << std::hex;
+  const auto* const words = reinterpret_cast<const std::uint32_t*>(&parameters);
+  for (std::size_t i = 0; i < sizeof(ConvParameters) / sizeof(std::uint32_t); ++i) {
+    out << (i % 8 == 0 ? "\n    " : " ") << "0x" << words[i] << "u,";
+  }
+  out << std::dec << R"(
+}});
+__device__ constexpr EpilogueParameters kProgram = kPlan.epilogue;
+
+extern "C" __global__ void __launch_bounds__(kThreads, )"
+      << variant.blocks << ") " << kName << R"((const __grid_constant__ ConvLaunch launch) {
+  run_block<Compiled<ConvShape<)"
+      << chunk_words << R"(>, kProgram>, )" << (variant.loads_ahead ? "true" : "false")
+      << R"(>(kPlan, launch);
+}
+
+}  // namespace epiconv::sm80
+)";
+  return out.str();
+}
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();
+  throw CudaError(concat(what, " of a kernel compiled for its plan failed: ", cudaGetErrorName(status), ", ",
+                         cudaGetErrorString(status)));
+}
+
+// Loading is allowed while a stream is captured, also by other threads.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { exchange(); }
+  ~RelaxedCapture() { exchange(); }
+
+ private:
+  void exchange() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+}  // namespace
+
+std::shared_ptr<const CompiledConv> CompiledConv::make(const ConvParameters& parameters, int chunk_sums,
+                                                       int capability, std::string& why_not) {
+  // The first variant that needs no memory for registers.
+  std::optional<KernelCode> code;
+  for (const Variant& variant : kVariants) {
+    code = compile_kernel({source_of(parameters, chunk_sums / kWordElements, variant), capability}, why_not);
+    if (!code) return nullptr;
+    if (!code->spills) break;
+  }
+  return std::shared_ptr<const CompiledConv>(new CompiledConv(std::move(code->machine_code)));
+}
+
+// The code stays loaded: graphs may hold it.
+CompiledConv::~CompiledConv() = default;
+
+const void* CompiledConv::function() const {
+  std::call_once(is_loaded_, [&] {
+    const RelaxedCapture relaxed;
+    cudaLibrary_t library = nullptr;
+    cudaKernel_t kernel = nullptr;
+    check(cudaLibraryLoadData(&library, machine_code_.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
+          "loading");
+    check(cudaLibraryGetKernel(&kernel, library, kName), "finding the entry");
+    function_ = reinterpret_cast<const void*>(kernel);
+  });
+  return function_;
+}
+
+}  // namespace epiconv::sm80

@@ -1,0 +1,32 @@
+// Host side of geometry.h: from a problem to where everything lies.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "sm80/geometry.h"
+
+namespace epiconv::sm80 {
+
+struct GeometryProblem {
+  std::int64_t batch;
+  std::int64_t groups, channels, filters;  // the latter of a group
+  std::int64_t input[kDims], output[kDims], taps[kDims];
+  std::int64_t stride[kDims], dilation[kDims], padding[kDims];
+  bool transposed;
+  int element_bytes;
+  bool takes_statistics;   // of tiles: each of one image, and of one phase or a row's
+  bool stores_columns;     // pixels of a row of the output lie side by side
+  bool words_are_filters;  // filters of an output pixel do
+  bool in_pieces;          // pieces of the input's channels do
+  int filter_operands;     // of the epilogue, that have one element for each filter
+  int chunk_sums;          // of a thread, that the epilogue computes at once
+};
+
+// "" and the geometry, or why 32-bit index arithmetic does not reach.
+std::string plan_geometry(const GeometryProblem& problem, Geometry& geometry);
+inline std::size_t packed_bytes(const Geometry& g) {
+  return static_cast<std::size_t>(g.packed_step(g.all_phases(), 0, 0, 0));
+}
+
+}  // namespace epiconv::sm80
