@@ -4,6 +4,7 @@ import fake_conv_core
 import pytest
 import torch
 
+from epiconv import _core, compiler
 from epiconv.implicit_gemm import why_not_on
 
 
@@ -57,3 +58,22 @@ def two_cards():
         pytest.skip("fewer than two CUDA devices")
     with torch.cuda.device(0):
         yield torch.device("cuda", 0), torch.device("cuda", 1)
+
+
+@pytest.fixture
+def kept_files(monkeypatch, tmp_path):
+    """A compiler whose work is kept in a directory of its own."""
+    monkeypatch.setenv("EPICONV_CACHE_DIR", str(tmp_path))
+    compiler.prepare.cache_clear()
+    compiler.prepare()
+    yield tmp_path
+    monkeypatch.undo()
+    compiler.prepare.cache_clear()
+    compiler.prepare()
+
+
+@pytest.fixture
+def nvrtc():
+    """Skips where nothing can be compiled."""
+    if reason := _core.why_no_conv_kernels(8, 0) or _core.why_no_compiler():
+        pytest.skip(reason)

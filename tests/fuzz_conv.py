@@ -166,7 +166,8 @@ def is_named(conv, kernel, family, capability):
     """Whether a kernel's name is one of the family that was asked for."""
     if 0 in conv.output:
         return kernel == "none"
-    families = {"any": ("sm80", "sm90") if capability == (9, 0) else ("sm80",)}.get(family, (family,))
+    any_family = ("sm80", "sm90") if capability == (9, 0) else ("sm80",)
+    families = {"any": any_family, "sm90_compiled": ("sm90",)}.get(family, (family,))
     kind = "dgrad" if conv.transposed else "fprop"
     return any(kernel.startswith(f"{kind}_{each}_{conv.math}_") for each in families)
 
@@ -196,14 +197,15 @@ def check(conv, device, tally=None, compile="never"):
     on_card = device.type == "cuda"
     capability = torch.cuda.get_device_capability(device) if on_card else (9, 0)
     for family in (conv.family, "sm80"):
-        plan = plan_of(conv, given, family, capability, compile)
+        compiles = "always" if family == "sm90_compiled" else compile
+        plan = plan_of(conv, given, family, capability, compiles)
         if isinstance(plan, str):
-            return (False, plan) if family == "sm90" else (True, f"{family} refuses it: {plan}")
+            return (False, plan) if family.startswith("sm90") else (True, f"{family} refuses it: {plan}")
         # On the CPU there is a stand-in of no family.
         if on_card and not is_named(conv, plan.kernel, family, capability):
             return True, f"{plan.kernel} is no kernel of {family} for this problem"
         is_right = is_compiled(plan) or may_be_interpreted(plan)
-        if compile == "always" and on_card and not is_right:
+        if compiles == "always" and on_card and not is_right:
             return True, f"{plan.kernel} was not compiled: {plan.why_kernel}"
         if tally is not None:
             tally.add(conv, plan.kernel)

@@ -144,6 +144,9 @@ def _through_group_norm(step, values, operands, compute):
     error = error.reshape(shape) * channels(weight, 1.0).abs() + 8 * unit * channels(bias, 0.0).abs()
     error = error + 256 * torch.finfo(compute).smallest_normal
     unknown = (relative > 0.05).expand(g.shape).reshape(shape) | error.isinf()
+    # Squares may overflow where values do not: kernels leave zeros then, float64 here does not.
+    squares = (distance**2).sum(-1, keepdim=True)
+    unknown |= (squares > torch.finfo(compute).max / 4).expand(g.shape).reshape(shape)
     # A NaN or infinity in a group makes all of it NaN, unless an unknown is what made it.
     unknown |= e.isinf().any(-1, keepdim=True).expand(g.shape).reshape(shape)
     error = torch.where(value.isnan() & ~unknown, 0.0, error)

@@ -15,12 +15,11 @@ from epiconv.bench.problems import (
     RECIPE_IDS,
     SMALL_IDS,
     Problem,
-    find_problem,
     parse_problem,
-    select_problems,
     torch_convolution,
     torch_epilogue,
 )
+from epiconv.bench.selection import find_problem
 
 CPU = torch.device("cpu")
 
@@ -97,12 +96,6 @@ def test_torch_epilogue_keeps_the_tensors_dtype():
     assert torch.equal(torch_epilogue(program)(y), expected)
     identity = parse_problem("1x1x4", 1, "1").program
     assert torch_epilogue(identity)(y) is y
-
-
-def test_select_problems():
-    words = ("kb4,kb31", "recipes", "small kb20", "all")
-    ids = (("kb4", "kb31"), RECIPE_IDS, SMALL_IDS, tuple(TABLE))
-    assert tuple(tuple(problem.id for problem in select_problems(word)) for word in words) == ids
 
 
 def test_small_problems_are_those_with_a_floor_below_a_fifth_of_a_millisecond():
@@ -353,9 +346,9 @@ def test_case_result_numbers_and_json_schema():
     assert set(content) == {"schema", "environment", "ceilings", "settings", "cases"}
     (case,) = content["cases"]
     assert set(case) == {
-        "problem", "name", "op", "input", "output", "program", "dtype", "layout", "math", "flops", "bytes",
-        "floor_ms", "floor_by", "graph_replay", "input_sets", "error_images", "plan", "rows", "unavailable",
-        "control", "ok",
+        "problem", "name", "op", "input", "output", "program", "network", "half", "dtype", "layout", "math",
+        "flops", "bytes", "floor_ms", "floor_by", "graph_replay", "input_sets", "error_images", "plan",
+        "rows", "unavailable", "control", "ok", "best_path",
     }  # fmt: skip
     assert set(case["rows"][0]) == {
         "peer", "ms", "low_ms", "high_ms", "rounds", "tflops", "gbps", "floor_percent", "best_peer_ratio",

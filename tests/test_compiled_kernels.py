@@ -28,22 +28,8 @@ DAG = (
 
 
 @pytest.fixture(autouse=True)
-def kept_files(monkeypatch, tmp_path):
+def kept(kept_files):
     """A compiler whose work is kept in a directory of its own."""
-    monkeypatch.setenv("EPICONV_CACHE_DIR", str(tmp_path))
-    compiler.prepare.cache_clear()
-    compiler.prepare()
-    yield tmp_path
-    monkeypatch.undo()
-    compiler.prepare.cache_clear()
-    compiler.prepare()
-
-
-@pytest.fixture
-def nvrtc():
-    """Skips where nothing can be compiled."""
-    if reason := _core.why_no_conv_kernels(8, 0) or _core.why_no_compiler():
-        pytest.skip(reason)
 
 
 def plan_of(conv, capability=(9, 0), compile="always"):
@@ -373,7 +359,7 @@ def test_programs_that_the_other_family_is_slow_with(compiling, setting, monkeyp
         plan = epiconv.explain(x, weight, epilogue=epilogue)
         assert plan.kernel.startswith(kernel), plan
         if kernel == "fprop_sm80_tf32_":
-            assert plan.why.startswith("faster than those made for this card: the kernel's interpreter")
+            assert "; faster than those made for this card: the kernel's interpreter" in plan.why
 
 
 @pytest.mark.gpu

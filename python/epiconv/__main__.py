@@ -12,7 +12,6 @@ from typing import Any, Final
 import torch
 
 import epiconv
-from epiconv import _torch_private
 from epiconv.bench import accuracy
 from epiconv.bench.timing import interleave, stopwatch_for
 from epiconv.convolution import round_to
@@ -76,15 +75,13 @@ class RecipeResult:
         return self.eager_ms / self.epiconv_ms
 
 
-def _tf32_error(model: Recipe, x: torch.Tensor, expected: torch.Tensor) -> float:
-    """The error of rounding what a convolution multiplies to TF32, where it is set to that; else 0.0."""
-    if x.device.type != "cuda" or x.dtype != torch.float32 or _torch_private.conv_precision() != "tf32":
-        return 0.0
+def _rounded_reference(model: Recipe, x: torch.Tensor) -> torch.Tensor:
+    """The plain forward in float64, of what the convolution multiplies rounded to TF32."""
     rounded = copy.deepcopy(model).double()
     for part in rounded.modules():
         if isinstance(part, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
             part.weight.copy_(round_to(part.weight.float(), "tf32"))
-    return accuracy.max_error(rounded.reference(round_to(x, "tf32").double()), expected)
+    return rounded.reference(round_to(x, "tf32").double())
 
 
 def run_recipe(
@@ -115,8 +112,9 @@ def run_recipe(
         eager_error = accuracy.max_error(eager[list(images)], expected)
         error = accuracy.max_error(fused[list(images)], expected)
         difference = accuracy.max_difference(fused, eager)
-        # With few channels cuDNN multiplies in float32, whatever it is set to.
-        plain_error = max(eager_error, _tf32_error(model, x[list(images)], expected))
+        plain_error = accuracy.plain_error(
+            eager_error, x, lambda: _rounded_reference(model, x[list(images)]), expected
+        )
         ok = accuracy.is_accurate(error, plain_error, dtype)
         ok = ok and accuracy.agrees_with_eager(difference, error, plain_error, dtype)
         del expected, eager, fused

@@ -35,6 +35,7 @@ _after_autograd_keys: Final = _find("_C._after_autograd_keyset")
 _fp32_precision: Final = _find("_C._get_fp32_precision_getter")
 _cudnn_benchmark: Final = _find("_C._get_cudnn_benchmark")
 _select_conv_backend: Final = _find("_C._select_conv_backend")
+_sleep: Final = _find("cuda._sleep")
 
 _SEES_ALL: Final = None not in (
     _dispatch_modes,
@@ -309,6 +310,18 @@ def has_hooks(module: torch.nn.Module) -> bool:
     """
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, name, None) for name in names)
+
+
+def keep_busy(cycles: int) -> None:
+    """Occupies the current CUDA device, on its current stream, for so many of its clocks.
+
+    Without the function nothing happens; then launches count in what is timed behind it.
+
+    Args:
+        cycles: of the device.
+    """
+    if _sleep is not None:
+        _sleep(cycles)
 
 
 def _benchmark_attribute() -> bool:

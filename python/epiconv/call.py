@@ -108,6 +108,14 @@ class Call:
             return self._implicit_gemm
         return self._implicit_gemm.plan(input)
 
+    def why_measured(self, input: torch.Tensor) -> str:
+        """What was measured of the plan for this input, or is to be; "" where rules have decided.
+
+        Args:
+            input: of the form it was prepared for.
+        """
+        return "" if isinstance(self._implicit_gemm, str) else self._implicit_gemm.why(input)
+
     def _refuse(self, input: torch.Tensor, *_: object) -> torch.Tensor:
         plan = self.implicit_gemm(input)
         refuse(plan if isinstance(plan, str) else "a setting of torch changes while it is called")

@@ -9,6 +9,7 @@ this module is imported; what is none of these words raises a ValueError then:
 - "any", as without the variable: whichever is fastest.
 - "sm80": those that take any convolution, on any card of compute capability 8.0 or newer.
 - "sm90": those made for compute capability 9.0, which take some.
+- "sm90_compiled": those compiled for the plan on 9.0, which take any but for products of float32.
 """
 
 import os
@@ -19,7 +20,7 @@ from typing import Any, Final, NoReturn
 
 import torch
 
-from epiconv import _core, _torch_private, compiler
+from epiconv import _core, _torch_private, compiler, packed_weights, search
 from epiconv.arguments import ConvArguments, check_word
 from epiconv.convolution import output_maker
 from epiconv.core_tensors import address, dtype_name, operand_layout, operand_reader
@@ -34,10 +35,12 @@ _ALIGNMENT: Final = 16  # bytes; no kernel asks more of an address
 _MATHS: Final = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 _MATHS_OF_SETTINGS: Final = ("tf32", "ieee")  # of float32, by torch's setting
 
+_FAMILIES: Final = ("sm90", "sm90_compiled", "sm80")
+
 FAMILY: Final = os.environ.get("EPICONV_KERNELS", "any")
 """Of the kernels that are planned."""
 
-check_word("EPICONV_KERNELS", FAMILY, ("any", "sm80", "sm90"))
+check_word("EPICONV_KERNELS", FAMILY, ("any", *sorted(_FAMILIES)))
 
 
 @lru_cache(maxsize=64)
@@ -82,6 +85,11 @@ def refuse(reason: str) -> NoReturn:
     raise NotImplementedError(f"algorithm='implicit_gemm' cannot run: {reason}; leave 'auto'")
 
 
+def _alignment(location: int) -> int:
+    """What an address divides, as far as kernels ask: an empty tensor may lie at 0, which everything does."""
+    return min(location & -location, _ALIGNMENT) or _ALIGNMENT
+
+
 class ImplicitGemm:
     """One kernel for tensors of one form, on a device that has kernels.
 
@@ -123,22 +131,29 @@ class ImplicitGemm:
         operand_layouts = [operand_layout(operand) for operand in operands]
         wanted = (dtype_name(dtype), (output if batched is input else output.unsqueeze(0)).stride())
 
-        def make_plan(compiles: bool, math: str, alignment: int) -> "_core.ConvPlan | str":
-            compile = "never" if not compiles else "if faster" if arguments.algorithm == "auto" else "always"
-            if compiles:
+        def make_plan(family: str, compile: str, math: str, alignment: int) -> "_core.ConvPlan | str":
+            if compile != "never":
                 compiler.prepare()
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-                plan = _core.make_conv_plan(
+                return _core.make_conv_plan(
                     *(problem, math, *given, alignment, arguments.padding_mode, program.core),
                     *(bias_layout, operand_layouts, *wanted),
-                    *(torch.cuda.get_device_capability(device), FAMILY, compile),
+                    *(torch.cuda.get_device_capability(device), family, compile),
                 )
-            if arguments.algorithm == "auto" and not isinstance(plan, str) and plan.why_slower:
-                return f"{plan.why_slower}; algorithm='implicit_gemm' runs it all the same"
-            return plan
 
         self._make_plan = make_plan
-        self._plans: dict[tuple[bool, str, int], _core.ConvPlan | str] = {}
+        self._plans: dict[tuple[str, str, str, int], _core.ConvPlan | str] = {}
+        self._device = device
+        self._is_free = arguments.algorithm == "auto"
+        # All that times depend on, but for the math and the input's alignment.
+        self._form = (
+            *(device, arguments, program.text, shape, dtype, memory_format),
+            *((tensor.dtype, tensor.shape, tensor.stride()) for tensor in (input, weight)),
+            *(
+                None if tensor is None else (tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
+                for tensor in (bias, *operands)
+            ),
+        )
         self.run = self._prepare_run(weight, operands, input.device, make_output, otherwise)
 
     def plan(self, input: torch.Tensor) -> "_core.ConvPlan | str":
@@ -147,8 +162,23 @@ class ImplicitGemm:
         Args:
             input: of the form.
         """
-        math = self._math or ("tf32" if _torch_private.conv_precision() == "tf32" else "ieee")
-        return self._plan_at(compiler.is_wanted(), math, address(input))
+        found = self._found(input)
+        if found is None:
+            return self._plan_at(compiler.is_wanted(), self._math_of_now(), address(input))
+        if found.fastest == search.TORCH:
+            return f"{found.why()}; algorithm='implicit_gemm' runs a kernel of ours all the same"
+        return self._plan_of(found.fastest, "always", self._math_of_now(), address(input))
+
+    def why(self, input: torch.Tensor) -> str:
+        """What was measured or is to be, of the plan for this input, "" if rules have decided.
+
+        Args:
+            input: of the form.
+        """
+        found = self._found(input)
+        if found is not None:
+            return found.why()
+        return "to be measured beside other ways by the first call" if self._is_searched() else ""
 
     def why_never(self, input: torch.Tensor) -> str:
         """Why no input of the form can run, whatever its address and the settings; "" if one may.
@@ -161,16 +191,53 @@ class ImplicitGemm:
         if not isinstance(plan, str) or location % _ALIGNMENT != 0:
             return ""
         compiles = compiler.is_wanted()
+        if self._is_searched():
+            return ""
         never = all(isinstance(self._plan_at(compiles, math, location), str) for math in self._maths)
         return plan if never else ""
 
+    def _math_of_now(self) -> str:
+        return self._math or ("tf32" if _torch_private.conv_precision() == "tf32" else "ieee")
+
+    def _is_searched(self) -> bool:
+        """Whether what is fastest is to be measured, by the settings of now."""
+        return self._is_free and FAMILY == "any" and compiler.is_wanted() and search.is_possible(self._device)
+
+    def _found(self, input: torch.Tensor) -> search.Found | None:
+        return search.remembered(self._search_key(address(input))) if self._is_searched() else None
+
+    def _search_key(self, location: int) -> tuple[object, ...]:
+        return (*self._form, self._math_of_now(), _alignment(location))
+
     def _plan_at(self, compiles: bool, math: str, location: int) -> "_core.ConvPlan | str":
-        # An empty tensor may lie at 0, which everything divides.
-        key = compiles, math, min(location & -location, _ALIGNMENT) or _ALIGNMENT
+        """The core's plan, or why there is none or, for "auto", had better be none."""
+        compile = "never" if not compiles else "if faster" if self._is_free else "always"
+        plan = self._plan_of(FAMILY, compile, math, location)
+        if self._is_free and not isinstance(plan, str) and plan.why_slower:
+            return f"{plan.why_slower}; algorithm='implicit_gemm' runs it all the same"
+        return plan
+
+    def _plan_of(self, family: str, compile: str, math: str, location: int) -> "_core.ConvPlan | str":
+        key = family, compile, math, _alignment(location)
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = self._make_plan(*key)
         return plan
+
+    def _search(
+        self,
+        launch: Callable[["_core.ConvPlan"], Callable[[], object]],
+        otherwise: Callable[[], object],
+        location: int,
+    ) -> search.Found:
+        """Measures the families that take the call, and torch's convolution with a pass behind it."""
+        ways: dict[str, Callable[[], object]] = {search.TORCH: otherwise}
+        for family in _FAMILIES:
+            plan = self._plan_of(family, "always", self._math_of_now(), location)
+            if not isinstance(plan, str):
+                ways[family] = launch(plan)
+        with torch.no_grad():
+            return search.remember(self._search_key(location), search.measure(ways, self._device))
 
     def _prepare_run(
         self,
@@ -197,10 +264,7 @@ class ImplicitGemm:
             compiles: {math: [None] * _ALIGNMENT for math in self._maths} for compiles in (False, True)
         }
 
-        def prepare(
-            compiles: bool, math: str, source: int, weight: torch.Tensor
-        ) -> tuple[Any, Any, Any, Any]:
-            plan = self._plan_at(compiles, math, source)
+        def prepare(plan: "_core.ConvPlan | str", weight: torch.Tensor) -> tuple[Any, Any, Any, Any]:
             if isinstance(plan, str):
                 return None, None, None, None
             size = plan.workspace_bytes
@@ -214,6 +278,31 @@ class ImplicitGemm:
                 make_workspace,
             )
 
+        def launch_of(
+            plan: "_core.ConvPlan",
+            input: torch.Tensor,
+            weight: torch.Tensor,
+            bias: torch.Tensor | None,
+            operands: Sequence[torch.Tensor],
+        ) -> Callable[[], object]:
+            """The same as `run` with a plan, the weight being packed."""
+            stream = raw_stream(index)
+            packed = packing_of(plan, weight).once(weight, stream)
+
+            def launch() -> object:
+                output = make_output()
+                size = plan.workspace_bytes
+                workspace = torch.empty(size, dtype=torch.uint8, device=device) if size else None
+                plan.run(
+                    *(address(input), packed.address, address(output)),
+                    0 if bias is None else address(bias),
+                    *(0 if workspace is None else address(workspace), index, stream),
+                    *addresses(operands),
+                )
+                return output
+
+            return launch
+
         def run(
             input: torch.Tensor,
             weight: torch.Tensor,
@@ -226,7 +315,15 @@ class ImplicitGemm:
             by_address = prepared[wants_compiled()][math]
             found = by_address[source & last_bits]
             if found is None:
-                found = by_address[source & last_bits] = prepare(wants_compiled(), math, source, weight)
+                if self._is_searched() and self._found(input) is None:
+                    self._search(
+                        lambda plan: launch_of(plan, input, weight, bias, operands),
+                        lambda: otherwise(input, weight, bias, operands, None),
+                        source,
+                    )
+                found = prepare(self.plan(input), weight)
+                if not packed_weights.capturing():
+                    by_address[source & last_bits] = found
             launch, find, find_owned, make_workspace = found
             if launch is None:
                 return otherwise(input, weight, bias, operands, owner)

@@ -151,7 +151,8 @@ def explain(
         refuse(gemm)
     why = packing = ""
     if not isinstance(gemm, str):
-        path, kernel, why, packing = "implicit_gemm", gemm.kernel, gemm.why_kernel, _packing(gemm, weight)
+        path, kernel, packing = "implicit_gemm", gemm.kernel, _packing(gemm, weight)
+        why = "; ".join(filter(None, (call.why_measured(input), gemm.why_kernel)))
         moved = 0 if is_empty else least - _bytes([weight]) + gemm.packed_bytes
     elif why_torch:
         path, kernel, moved = "torch", _torch_operations(bias is not None, len(program.steps)), least

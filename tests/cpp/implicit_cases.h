@@ -15,6 +15,7 @@ using namespace epiconv::sm80;
 
 inline std::string text_of(const GeometryProblem& p) {
   std::string text = epiconv::concat(p.transposed ? "transposed, " : "", p.element_bytes, " bytes, ");
+  text += epiconv::concat(p.has_warpgroups ? "warpgroups, " : "", p.stores_images ? "images, " : "");
   text += epiconv::concat(p.takes_statistics ? "statistics, " : "", p.stores_columns ? "columns, " : "",
                           p.words_are_filters ? "words of filters, " : "", p.in_pieces ? "pieces, " : "");
   text += epiconv::concat(p.batch, " x ", p.groups, " x ", p.channels, ", ", p.filters, " filters");
@@ -46,7 +47,8 @@ inline constexpr Limits kLimits[] = {
     {3, 1, 3, 1, 33, 9, 4, {90, 9, 9}, false, false},    {3, 1, 3, 1, 17, 140, 4, {30, 6, 6}, false, false},
     {20, 1, 3, 1, 33, 9, 4, {6, 6, 6}, false, false},    {2, 264, 300, 1, 2, 2, 3, {9, 5, 3}, false, false},
     {1, 264, 280, 1, 1, 1, 3, {9, 5, 3}, false, true},   {3, 1, 3, 34, 400, 9, 4, {6, 6, 6}, false, false},
-    {3, 1, 3, 1, 33, 9, 40, {900, 20, 1}, false, false}, {3, 1, 3, 1, 33, 9, 4, {6, 6, 6}, true, false}};
+    {3, 1, 3, 1, 33, 9, 40, {900, 20, 1}, false, false}, {3, 1, 3, 1, 33, 9, 4, {6, 6, 6}, true, false},
+    {14, 1, 1, 1, 9, 9, 3, {70, 15, 6}, false, false}};
 inline constexpr Limits kLargeLimits = {200, 1, 3, 1, 3000, 1000, 9, {1000000, 1500, 120}, false, false};
 
 inline GeometryProblem draw(std::mt19937& random, const Limits& limits, bool computes) {
@@ -63,7 +65,9 @@ inline GeometryProblem draw(std::mt19937& random, const Limits& limits, bool com
     p.takes_statistics = chance(4);
     p.words_are_filters = chance(3);
     p.stores_columns = !p.words_are_filters && !chance(3);
+    p.stores_images = p.stores_columns && chance(2);
     p.in_pieces = chance(2);
+    p.has_warpgroups = chance(2);
     p.filter_operands = up_to(9, 0);
     p.chunk_sums = chance(2) ? 8 : 16;
     const bool is_doubled = limits.up || !chance(3);  // every stride is 2

@@ -13,12 +13,14 @@
 
 #include "expectations.h"
 #include "implicit_cases.h"
+#include "implicit_layout.h"
 #include "sm80/plan_geometry.h"
 
 namespace {
 
 using namespace epiconv::sm80;
 using namespace implicit_cases;
+using namespace implicit_layout;
 using expectations::expect;
 using Shape = std::array<std::int64_t, 2 + kDims>;
 
@@ -185,10 +187,7 @@ class Packed {
 class Kernel {
  public:
   Kernel(const GeometryProblem& p, const Geometry& g, const Packed& packed, Tensor& input, Tensor& expected)
-      : p_(p), g_(g), packed_(packed), input_(input), expected_(expected), written_(expected.values.size()) {
-    for (std::int32_t i = 0; i < g.tile_positions; ++i) positions_.push_back(Position::of(g, i));
-    for (const Position& position : positions_) places_.push_back(position.place(g));
-  }
+      : p_(p), g_(g), packed_(packed), input_(input), expected_(expected), written_(expected.values.size()) {}
 
   void run() {
     const std::int64_t blocks = g_.position_blocks() * g_.position_tiles;
@@ -207,6 +206,7 @@ class Kernel {
   void run_block(const Tile& tile) {
     expect(!p_.takes_statistics || tile.position / (g_.position_tiles / p_.batch) == tile.first[0],
            "a tile's image is not ", tile.first[0]);
+    find_positions(tile);
     if (g_.pixel_tables == 1) table_ = pixels(tile, PhaseTaps::of(g_, Phase::at(g_, 0)).packed(g_), 0);
     if (g_.is_resident) load_box(table_, tile.group, 0);
     filters_ = std::min(g_.tile_filters, g_.filters - tile.filter);
@@ -215,7 +215,7 @@ class Kernel {
       const Phase phase = Phase::at(g_, number), first = Phase::at(g_, number - turn);
       expect(phase.of[0] == first.of[0] && phase.of[1] == first.of[1] && phase.of[2] == first.of[2] + turn,
              "phase ", number, " does not follow the one it is stored with");
-      find_outputs(tile, phase);
+      find_outputs(phase);
       sums_.assign(std::size_t(filters_) * positions_.size(), 0);
       sum(tile, number);
       store(tile);
@@ -297,17 +297,26 @@ class Kernel {
     }
   }
 
-  void find_outputs(const Tile& tile, const Phase& phase) {
+  void find_positions(const Tile& tile) {
+    positions_.clear();
+    places_.clear();
+    for (std::int32_t i = 0; i < g_.tile_positions; ++i) {
+      positions_.push_back(Position::in_grid(g_, tile, i));
+      const bool has_box = !g_.is_linear || positions_.back().at[0] < p_.batch;
+      places_.push_back(has_box ? Position::place(g_, tile, i) : 0);
+    }
+  }
+  void find_outputs(const Phase& phase) {
     outputs_.assign(positions_.size(), {});
     for (std::size_t i = 0; i < positions_.size(); ++i) {
-      bool exists = tile.first[0] + positions_[i].at[0] < p_.batch;
+      bool exists = positions_[i].at[0] < p_.batch;
       for (int d = 0; d < kDims; ++d) {
-        const std::int32_t number = tile.first[1 + d] + positions_[i].at[1 + d];
+        const std::int32_t number = positions_[i].at[1 + d];
         const std::int64_t at = outputs_[i][2 + d] = std::int64_t{number} * g_.phases[d] + phase.of[d];
         expect((at < p_.output[d]) == (number < numbers_in(g_, d, phase.of[d])), "number ", number);
         exists = exists && at < p_.output[d];
       }
-      outputs_[i][0] = exists ? tile.first[0] + positions_[i].at[0] : -1;
+      outputs_[i][0] = exists ? positions_[i].at[0] : -1;
     }
   }
   void store(const Tile& tile) {
@@ -338,66 +347,6 @@ class Kernel {
   std::vector<Shape> outputs_;  // of positions; image -1 where there is none
 };
 
-void expect_sizes(const GeometryProblem& p, const Geometry& g) {
-  const std::int32_t rows = g.filters_are_rows ? g.tile_filters : g.tile_positions;
-  const std::int32_t columns = g.filters_are_rows ? g.tile_positions : g.tile_filters;
-  const std::array<std::int32_t, 2> sizes[] = {{128, 64}, {64, 128}, {32, 256}, {16, 256}};
-  expect(std::ranges::count(sizes, std::array{g.tile_filters, g.tile_columns()}) == 1, "a tile of ",
-         g.tile_filters, " x ", g.tile_positions);
-  const bool is_small = g.tile_filters == 16;
-  expect(!is_small || (g.filters_are_rows && g.interleave == 1 && g.row_warp_bits == 0), "16 filters");
-  expect(rows == 32 << g.row_warp_bits || is_small, rows, " rows of ", 1 << g.row_warp_bits, " warps");
-  expect(columns == (kThreads >> g.row_warp_bits) / g.interleave, columns, " columns");
-  expect(g.interleave == 1 || (g.interleave == kMostInterleave && g.filters_are_rows), "interleave");
-  const int bits = g.patch_bits[0] + g.patch_bits[1] + g.patch_bits[2] + g.patch_bits[3];
-  expect(1 << bits == g.tile_positions, "a patch of ", 1 << bits, " positions");
-  const std::int64_t phases = std::int64_t{g.tile_phases.divisor} * g.block_phases;
-  expect(phases == g.all_phases() && g.block_phases % g.interleave == 0, "phases of blocks");
-  const auto splits = static_cast<std::int32_t>(g.splits.divisor);
-  expect(splits == 1 || g.block_phases == 1, splits, " splits of several phases");
-  expect((splits - 1) * ((g.most_steps + splits - 1) / splits) < g.most_steps, "a split without steps");
-  expect(!p.takes_statistics || (g.patch_bits[0] == 0 && g.block_phases == g.interleave),
-         "a tile of several images or rows");
-  expect(g.is_resident ? g.pixel_tables == 1 && g.boxes == 1 && g.channel_blocks == 1
-                       : g.boxes == 2 && g.block_phases == g.interleave,
-         "boxes of a block");
-  // Pixels that follow each other have the same piece in different banks.
-  expect(g.pixel_bytes >= g.pieces(0) * kPieceBytes && g.pixel_bytes % 32 == 16, g.pixel_bytes, " bytes");
-}
-
-void expect_layout(const GeometryProblem& p, const Geometry& g) {
-  const SharedLayout at = SharedLayout::of(g, p.takes_statistics);
-  expect(at.bytes <= kMostSharedBytes, at.bytes, " bytes of shared memory");
-  std::int32_t end = 0;  // of the parts so far
-  const auto expect_part = [&](const char* part, std::int32_t begin, std::int64_t bytes, int alignment) {
-    expect(begin >= end && begin % alignment == 0, part, " at byte ", begin, ", behind ", end);
-    end = static_cast<std::int32_t>(begin + bytes);
-    expect(end <= at.bytes, part, " up to byte ", end, " of ", at.bytes);
-  };
-  expect_part("columns", 0, g.tile_positions * kColumnBytes, 16);
-  expect_part("places", at.places, g.tile_positions * 4, 4);
-  expect_part("pixels", at.pixels, std::int64_t{g.pixel_tables} * g.box_pixels * 8, 8);
-  expect_part("flag", at.flag, 4, 4);
-  expect_part("zeros", at.zeros, kPieceBytes, 16);
-  expect_part("tile", at.tile, sizeof(Tile), alignof(Tile));
-  expect_part("phases", at.phases, std::int64_t{g.block_phases} * kBlockPhaseBytes, 16);
-  expect_part("filter operands", at.filter_operands, std::int64_t{p.filter_operands} * g.tile_filters * 4,
-              16);
-  expect_part("boxes", at.boxes, std::int64_t{g.boxes} * g.box_bytes(), 16);
-  expect_part("stages", at.stages, std::int64_t{kStages} * g.step_bytes(), 16);
-  expect(g.step_bytes() % 16 == 0, "steps of ", g.step_bytes(), " bytes");
-  // Words may take the place of what is not needed behind the last product.
-  if (at.words == at.boxes && g.block_phases == 1) end = at.boxes;
-  expect(g.tile_filters * g.tile_columns() <= kThreads * kThreadSums, "words of a thread");
-  expect_part("words", at.words, std::int64_t{kThreads} * (kThreadSums - p.chunk_sums) * 4, 16);
-  if (!p.takes_statistics) return;
-  const std::int32_t rows = g.filters_are_rows ? g.tile_filters : g.tile_positions;
-  const std::int32_t columns = g.filters_are_rows ? g.tile_columns() : g.tile_filters;
-  expect(staging_pitch(g) >= columns && staging_pitch(g) % 4 == 0, "a pitch of ", staging_pitch(g));
-  expect_part("staging", at.staging, std::int64_t{rows} * staging_pitch(g) * 4, 16);
-  expect_part("scratch", at.scratch, kThreads * 4, 4);
-}
-
 void count_kinds(const GeometryProblem& p, const Geometry& g) {
   bool joins = false, leaves = false;
   for (int d = 0; d < kDims; ++d) (g.joined[d] ? joins : leaves) |= g.taps[d] > 1;
@@ -415,7 +364,12 @@ void count_kinds(const GeometryProblem& p, const Geometry& g) {
   count("interleave 2, several rows of phases", g.interleave == 2 && g.block_phases > 2);
   count(epiconv::concat("tiles of ", g.tile_filters, " filters"), true);
   count(g.filters_are_rows ? "filters are rows" : "positions are rows", true);
-  count("several patches of several images", g.patch_bits[0] > 0 && g.patches[0].divisor > 1);
+  count("several patches of several images", !g.is_linear && g.patch_bits[0] > 0 && g.patches[0].divisor > 1);
+  count("warpgroups", g.has_warpgroups);
+  count("linear tiles of joined taps", g.is_linear && joins && g.position_tiles > 1);
+  count("linear tiles of other taps", g.is_linear && leaves && g.position_tiles > 1);
+  count("linear tiles of filters' rows", g.is_linear && g.filters_are_rows);
+  count("three boxes or more", g.boxes > 2);
   count("statistics of several tiles", p.takes_statistics && g.position_tiles > p.batch);
 }
 
@@ -483,7 +437,7 @@ int main() {
                                    row_problem(true, 20, 3, 1, 1000), row_problem(true, 4, 3, 1000, 999)}) {
     check(p, random, true);
   }
-  expect(seen.size() == 21, seen.size(), " kinds of problems");
+  expect(seen.size() == 26, seen.size(), " kinds of problems");
   for (const auto& [kind, count] : seen) {
     std::printf("%4d %s\n", count, kind.c_str());
     expect(count >= 3, "only ", count, " problems: ", kind);

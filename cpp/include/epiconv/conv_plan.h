@@ -23,13 +23,15 @@ struct ComputeCapability {
 
 // Families of kernels.
 enum class ConvFamily : std::uint8_t {
-  kAny,   // whichever is fastest
-  kSm80,  // any convolution, on any card from compute capability 8.0 on
-  kSm90,  // some, on 9.0
+  kAny,           // whichever is fastest
+  kSm80,          // any convolution, on any card from compute capability 8.0 on
+  kSm90,          // some, on 9.0
+  kSm90Compiled,  // any but for products of float32, on 9.0, compiled for the plan
 };
 
 // Whether a kernel is compiled for the plan at run time (epiconv/compiler.h), which takes seconds, and is
-// kept for later processes. Where it cannot be, one of the library's runs. It concerns kernels of sm_80 only.
+// kept for later processes. Where it cannot be, one of the library's runs. It concerns kernels of sm_80, and
+// those of kSm90Compiled, which are there only if it is not kNever.
 enum class Compile : std::uint8_t {
   kNever,
   kIfFaster,  // than a pass behind another convolution: where ConvPlan::why_slower is ""

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <mutex>
 #include <utility>
@@ -122,11 +123,12 @@ std::string log_of(const Nvrtc& nvrtc, NvrtcProgram program) {
   return log;
 }
 
-// What its log says of spills, which are to be none.
-bool has_spills(const std::string& log) {
-  const std::string words = " bytes spill stores";
-  const std::size_t at = log.find(words);
-  return at != std::string::npos && at > 0 && !(log[at - 1] == '0' && (at < 2 || log[at - 2] == ' '));
+// What its log says: "…, 16 bytes spill stores, …".
+int spilled_bytes(const std::string& log) {
+  const std::size_t end = log.find(" bytes spill stores");
+  if (end == std::string::npos) return 0;
+  const std::size_t before = log.find_last_not_of("0123456789", end - 1);
+  return std::atoi(log.c_str() + (before == std::string::npos ? 0 : before + 1));
 }
 
 std::optional<KernelCode> compile(const Nvrtc& nvrtc, const KernelSource& source,
@@ -140,7 +142,7 @@ std::optional<KernelCode> compile(const Nvrtc& nvrtc, const KernelSource& source
   if (status == 0) {
     status = nvrtc.compile(program, static_cast<int>(given.size()), given.data());
     const std::string log = log_of(nvrtc, program);
-    code.spills = has_spills(log);
+    code.spilled_bytes = spilled_bytes(log);
     std::size_t size = 0;
     if (status == 0) status = nvrtc.code_size(program, &size);
     code.machine_code.resize(size);
@@ -172,21 +174,29 @@ std::optional<KernelCode> compile_kernel(const KernelSource& source, std::string
   std::string directory;
   const Nvrtc* const nvrtc = find_compiler(directory, why_not);
   if (nvrtc == nullptr) return std::nullopt;
-  const std::vector<std::string> options = {concat("-arch=sm_", source.capability),
-                                            "-std=c++20",
-                                            "-default-device",
-                                            "-lineinfo",
-                                            "--fmad=false",
-                                            "--ptxas-options=-v"};
+  std::vector<std::string> options = {concat("-arch=", source.architecture),
+                                      "-std=c++20",
+                                      "-default-device",
+                                      "-lineinfo",
+                                      "--fmad=false",
+                                      "--ptxas-options=-v"};
+#ifdef EPICONV_WATCHDOG
+  options.emplace_back("-DEPICONV_WATCHDOG");
+#endif
+#ifdef EPICONV_JITTER
+  options.emplace_back("-DEPICONV_JITTER");
+#endif
   std::string key = concat("NVRTC ", nvrtc->major, ".", nvrtc->minor, " headers ", headers_digest());
   for (const std::string& option : options) key += " " + option;
   key += "\n" + source.text;
   const KernelFiles files(directory);
-  if (std::optional<std::string> kept = files.find(key); kept && !kept->empty()) {
-    return KernelCode{kept->substr(1), kept->front() == 's'};
+  if (std::optional<std::string> kept = files.find(key); kept) {
+    if (const std::size_t end = kept->find('\n'); end != std::string::npos) {
+      return KernelCode{kept->substr(end + 1), std::atoi(kept->c_str())};
+    }
   }
   std::optional<KernelCode> code = compile(*nvrtc, source, options, why_not);
-  if (code) files.keep(key, (code->spills ? 's' : '-') + code->machine_code);
+  if (code) files.keep(key, concat(code->spilled_bytes, "\n") + code->machine_code);
   return code;
 }
 

@@ -7,13 +7,13 @@
 namespace epiconv {
 
 struct KernelSource {
-  std::string text;  // may include what cmake/EpiconvEmbed.cmake embeds
-  int capability;    // of the card: 90 for 9.0
+  std::string text;          // may include what cmake/EpiconvEmbed.cmake embeds
+  std::string architecture;  // "sm_90a"
 };
 
 struct KernelCode {
   std::string machine_code;  // an ELF image
-  bool spills;               // registers to memory
+  int spilled_bytes;         // of a thread's registers, to memory
 };
 
 // nullopt, with a sentence in `why_not`, where there is no compiler or it does not take the source.

@@ -32,6 +32,9 @@ class ConvEngine {
 // nullptr, with a sentence in `why_not`, where the family does not take the problem. The problem has been
 // checked, and its output has elements.
 std::unique_ptr<const ConvEngine> make_sm80_engine(const ConvPlanProblem& problem, std::string& why_not);
+// The portable convolution compiled for the plan, with products of warpgroups.
+std::unique_ptr<const ConvEngine> make_sm90_compiled_engine(const ConvPlanProblem& problem,
+                                                            std::string& why_not);
 std::unique_ptr<const ConvEngine> make_sm90_engine(const ConvPlanProblem& problem, std::string& why_not);
 
 // The program behind a convolution that has stored what it computes, without bias, in float32.

@@ -50,6 +50,10 @@ Chosen choose(const ConvPlanProblem& problem, std::string& why_not) {
   if (problem.family == ConvFamily::kSm80) {
     return chosen(make_sm80_engine(problem, why_not), "kernels of sm_80 are asked for", "");
   }
+  if (problem.family == ConvFamily::kSm90Compiled) {
+    return chosen(make_sm90_compiled_engine(problem, why_not), "compiled kernels of sm_90a are asked for",
+                  "");
+  }
   std::unique_ptr<const ConvEngine> sm90 = make_sm90_engine(problem, why_not);
   if (problem.family == ConvFamily::kSm90) {
     return chosen(std::move(sm90), "kernels of sm_90a are asked for", "");

@@ -54,7 +54,7 @@ bool in_pieces(const ConvPlanProblem& problem, const sm80::TensorLayout& input, 
 }
 
 sm80::GeometryProblem geometry_problem(const ConvPlanProblem& problem,
-                                       const sm80::ImplicitConvProblem& planned) {
+                                       const sm80::ImplicitConvProblem& planned, bool has_warpgroups) {
   const ConvProblem& conv = problem.conv;
   sm80::GeometryProblem result{};
   result.batch = conv.N();
@@ -74,8 +74,12 @@ sm80::GeometryProblem geometry_problem(const ConvPlanProblem& problem,
   const auto& output = planned.output.strides;
   result.stores_columns = output[4] == 1;
   result.words_are_filters = output[1] == 1 && problem.conv.K() > 1 && !result.stores_columns;
+  result.stores_images = result.stores_columns && (output[3] == 0 || output[3] == result.output[2]) &&
+                         (output[2] == 0 || output[2] == result.output[1] * result.output[2]);
   result.in_pieces = planned.in_pieces;
-  result.chunk_sums = sm80::chunk_sums(planned.program);
+  result.has_warpgroups = has_warpgroups;
+  // Sums of warpgroups wait in shared memory, and leave registers for more loads of operands at once.
+  result.chunk_sums = sm80::chunk_sums(planned.program) * (has_warpgroups ? 2 : 1);
   for (int i = 0; i < kNumOperandPlaces; ++i) {
     const bool is_read = planned.program.reads(i);
     result.filter_operands += is_read && sm80::is_of_filters(planned.operands[i]) ? 1 : 0;
@@ -110,7 +114,8 @@ class Sm80Engine final : public ConvEngine {
   void pack(const WeightSource& weight, void* packed, int device, void* stream) const override;
   void run(const PassPointers& pointers, const void* weights, int device, void* stream) const override;
 
-  std::string plan(const ConvPlanProblem& given);
+  // `has_warpgroups`: compiled with products of warpgroups, or not at all.
+  std::string plan(const ConvPlanProblem& given, bool has_warpgroups);
 
  private:
   static constexpr std::int32_t kFewChannels = 8;  // which fill no row of what other kernels multiply
@@ -134,6 +139,15 @@ class Sm80Engine final : public ConvEngine {
            (g.channels <= (is_best_of_torch ? 32 : 64) && gemm_k <= (is_wide ? 512 : 576));
   }
 
+  std::string why_no_warpgroups(const ConvPlanProblem& given) const {
+    if (given.card.major != 9 || given.card.minor != 0) return "compute capability 9.0 only";
+    if (given.compile == Compile::kNever) return "it is compiled for its plan, and nothing is to be compiled";
+    if (std::string why = why_no_compiler(); !why.empty()) return why;
+    if (given.math == ConvMath::kIeee) return "warpgroups have no products of float32";
+    if (!problem_.program.late_numbers.empty()) return "an operand is a number known only when it runs";
+    return "";
+  }
+
   std::size_t pass_bytes() const {
     if (division_ == Division::kAtNorm) return tables_bytes_;
     return pass_ == nullptr ? 0 : pass_->workspace_bytes();
@@ -153,7 +167,7 @@ class Sm80Engine final : public ConvEngine {
 std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // "" or why it cannot be.
-std::string Sm80Engine::plan(const ConvPlanProblem& given) {
+std::string Sm80Engine::plan(const ConvPlanProblem& given, bool has_warpgroups) {
   LoweringOptions options;
   options.has_bias = given.bias.has_value();
   options.divide_by_reciprocal = true;
@@ -185,14 +199,18 @@ std::string Sm80Engine::plan(const ConvPlanProblem& given) {
     if (!problem_.program.reads(operand.place)) continue;
     problem_.operands[operand.place] = tensor_layout(operand.dtype, extents, operand.strides);
   }
-  const std::string why_not = sm80::plan_geometry(geometry_problem(given, problem_), problem_.geometry);
+  std::string why_not = has_warpgroups ? why_no_warpgroups(given) : "";
+  if (why_not.empty()) {
+    why_not = sm80::plan_geometry(geometry_problem(given, problem_, has_warpgroups), problem_.geometry);
+  }
   if (!why_not.empty()) return why_not;
   is_compiled_ =
       given.compile != Compile::kNever && problem_.program.late_numbers.empty() && why_no_compiler().empty();
-  const bool compiles =
-      given.compile == Compile::kAlways || (given.compile == Compile::kIfFaster && why_slower().empty());
+  const bool compiles = has_warpgroups || given.compile == Compile::kAlways ||
+                        (given.compile == Compile::kIfFaster && why_slower().empty());
   problem_.compiled_for = compiles ? given.card.major * 10 + given.card.minor : 0;
   conv_ = std::make_unique<const sm80::ImplicitConv>(problem_);
+  if (has_warpgroups && !conv_->why_interpreted().empty()) return conv_->why_interpreted();
   name_ = conv_->kernel();
   if (division_ != Division::kNone) {
     if (given.output_dtype != DType::kFloat32) intermediate_bytes_ = aligned(stored_bytes(given));
@@ -249,15 +267,29 @@ void Sm80Engine::run(const PassPointers& given, const void* weights, int device,
 
 }  // namespace
 
-std::unique_ptr<const ConvEngine> make_sm80_engine(const ConvPlanProblem& problem, std::string& why_not) {
+namespace {
+
+std::unique_ptr<const ConvEngine> make_engine(const ConvPlanProblem& problem, bool has_warpgroups,
+                                              std::string& why_not) {
   if (problem.conv.transposed() && problem.padding_mode != PaddingMode::kZeros) {
     why_not = "the padding of a transposed convolution crops its output: there is nothing around the input";
     return nullptr;
   }
   auto engine = std::make_unique<Sm80Engine>();
-  why_not = engine->plan(problem);
+  why_not = engine->plan(problem, has_warpgroups);
   if (!why_not.empty()) return nullptr;
   return engine;
+}
+
+}  // namespace
+
+std::unique_ptr<const ConvEngine> make_sm80_engine(const ConvPlanProblem& problem, std::string& why_not) {
+  return make_engine(problem, false, why_not);
+}
+
+std::unique_ptr<const ConvEngine> make_sm90_compiled_engine(const ConvPlanProblem& problem,
+                                                            std::string& why_not) {
+  return make_engine(problem, true, why_not);
 }
 
 }  // namespace epiconv

@@ -1,5 +1,6 @@
 #include <cuda_runtime_api.h>
 
+#include <span>
 #include <sstream>
 #include <utility>
 
@@ -30,16 +31,26 @@ const char* enumerator_of(ConvMath math) {
 struct Variant {
   int blocks;
   bool loads_ahead;
+  int spilled_bytes;  // that it may have
 };
-constexpr Variant kVariants[] = {{3, false}, {2, true}, {1, true}};
+constexpr Variant kVariants[] = {{3, false, 0}, {2, true, 0}, {1, true, 0}};
+// A few registers in memory cost less than a block.
+constexpr Variant kWarpgroupVariants[] = {{2, false, 32}, {1, false, 0}};
+
+std::span<const Variant> variants_of(const Geometry& geometry) {
+  if (geometry.has_warpgroups) return kWarpgroupVariants;
+  return kVariants;
+}
 
 // The plan's bytes are written out as words: the compiler sees the structure's members as constants.
 std::string source_of(const ConvParameters& parameters, int chunk_words, const Variant& variant) {
   static_assert(sizeof(ConvParameters) % sizeof(std::uint32_t) == 0);
+  const Geometry& g = parameters.geometry;
   std::ostringstream out;
   out << "#define EPICONV_COMPILED_MATH " << enumerator_of(parameters.math) << R"(
 #include "device/compiled_program.h"
-#include "sm80/conv_kernel.h"
+#include "sm80/)"
+      << (g.has_warpgroups ? "warpgroup_conv" : "conv_kernel") << R"(.h"
 
 namespace epiconv::sm80 {
 
@@ -58,9 +69,14 @@ __device__ constexpr EpilogueParameters kProgram = kPlan.epilogue;
 
 extern "C" __global__ void __launch_bounds__(kThreads, )"
       << variant.blocks << ") " << kName << R"((const __grid_constant__ ConvLaunch launch) {
-  run_block<Compiled<ConvShape<)"
-      << chunk_words << R"(>, kProgram>, )" << (variant.loads_ahead ? "true" : "false")
-      << R"(>(kPlan, launch);
+  )" << (g.has_warpgroups ? "run_warpgroup_block" : "run_block")
+      << "<Compiled<ConvShape<" << chunk_words << ">, kProgram>, ";
+  if (g.has_warpgroups) {
+    out << g.tile_positions / (2 * kProductRows) << ", " << g.tile_filters << ", " << g.interleave;
+  } else {
+    out << (variant.loads_ahead ? "true" : "false");
+  }
+  out << R"(>(kPlan, launch);
 }
 
 }  // namespace epiconv::sm80
@@ -90,12 +106,14 @@ class RelaxedCapture {
 
 std::shared_ptr<const CompiledConv> CompiledConv::make(const ConvParameters& parameters, int chunk_sums,
                                                        int capability, std::string& why_not) {
-  // The first variant that needs no memory for registers.
+  // The first variant that needs no more memory for registers than it may.
   std::optional<KernelCode> code;
-  for (const Variant& variant : kVariants) {
-    code = compile_kernel({source_of(parameters, chunk_sums / kWordElements, variant), capability}, why_not);
+  const std::string architecture = concat("sm_", capability, parameters.geometry.has_warpgroups ? "a" : "");
+  for (const Variant& variant : variants_of(parameters.geometry)) {
+    code =
+        compile_kernel({source_of(parameters, chunk_sums / kWordElements, variant), architecture}, why_not);
     if (!code) return nullptr;
-    if (!code->spills) break;
+    if (code->spilled_bytes <= variant.spilled_bytes) break;
   }
   return std::shared_ptr<const CompiledConv>(new CompiledConv(std::move(code->machine_code)));
 }

@@ -36,7 +36,7 @@ struct TilePlace {
 
   // Columns of the output from a position on, up to the end of its row; none where it lies outside.
   __device__ __forceinline__ std::int32_t room(const Column& column) const {
-    if (kIsCompiled && g.has_whole_tiles()) return g.tile_columns();
+    if (kIsCompiled && g.has_whole_tiles() && !has_linear_rows(g)) return g.tile_columns();
     return column.outside & phase.outside ? 0 : phase.columns - column.number * g.interleave;
   }
   __device__ __forceinline__ std::int32_t filters() const {
@@ -46,13 +46,13 @@ struct TilePlace {
   // Where a tensor has a position's pixel; of positions outside one that lies inside.
   __device__ __forceinline__ std::int64_t pixel_offset(const OutputTensor& tensor, std::int32_t position,
                                                        std::int32_t column_phase) const {
-    const Position at = Position::of(g, position);
+    const Position at = Position::in_grid(g, tile, position);
     const auto image = static_cast<std::int32_t>(g.batch - 1);
-    std::int64_t offset = min(tile.first[0] + at.at[0], image) * tensor.strides[0];
+    std::int64_t offset = min(at.at[0], image) * tensor.strides[0];
 #pragma unroll
     for (int d = 0; d < kDims; ++d) {
       const std::int32_t added = phase.phase.of[d] + (d == kDims - 1 ? column_phase : 0);
-      const std::int32_t pixel = (tile.first[1 + d] + at.at[1 + d]) * g.phases[d] + added;
+      const std::int32_t pixel = at.at[1 + d] * g.phases[d] + added;
       offset += min(pixel, g.output[d] - 1) * tensor.strides[2 + d];
     }
     return offset;
@@ -143,6 +143,11 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
         } else if (room >= kWord && is_aligned<kWord / 2>(to)) {
           store_packed<Stored, kWord / 2>(word, to);
           store_packed<Stored, kWord / 2>(word + kWord / 2, to + kWord / 2);
+        } else if (room < kWord && sm80::has_linear_rows(place.g)) {
+#pragma unroll
+          for (int e = 0; e < kWord; ++e) {
+            if (exists(w, e)) data[find(pass.output, w, e)] = to_stored<Stored>(word[e]);
+          }
         } else {
 #pragma unroll
           for (int e = 0; e < kWord; ++e) {
@@ -255,6 +260,11 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
       } else if (room >= kWord && is_aligned<kWord / 2>(from)) {
         load_packed<float, Stored, kWord / 2>(word, from);
         load_packed<float, Stored, kWord / 2>(word + kWord / 2, from + kWord / 2);
+      } else if (room < kWord && sm80::has_linear_rows(place.g)) {
+#pragma unroll
+        for (int e = 0; e < kWord; ++e) {
+          word[e] = exists(w, e) ? from_stored<float>(data[find(tensor, w, e)]) : 0.0f;
+        }
       } else {
 #pragma unroll
         for (int e = 0; e < kWord; ++e) word[e] = e < room ? from_stored<float>(from[e]) : 0.0f;

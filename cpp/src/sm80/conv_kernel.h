@@ -53,20 +53,24 @@ __device__ __forceinline__ void write_columns(const ConvParameters& p, const Til
                                               const TileMemory& memory, int thread) {
   const Geometry& g = p.geometry;
   if (thread >= g.tile_positions) return;
-  const Position position = Position::of(g, thread);
-  const std::int32_t image = tile.first[0] + position.at[0];
+  const Position position = Position::in_grid(g, tile, thread);
+  const std::int32_t image = position.at[0];
   const auto& strides = p.epilogue.output.strides;
-  Column column{image * strides[0], image < g.batch ? 0 : kNowhere, tile.first[kDims] + position.at[kDims]};
+  Column column{image * strides[0], image < g.batch ? 0 : kNowhere, position.at[kDims]};
 #pragma unroll
   for (int d = 0; d < kDims; ++d) {
-    const std::int32_t number = tile.first[1 + d] + position.at[1 + d];
+    const std::int32_t number = position.at[1 + d];
     column.offset += std::int64_t{number} * g.phases[d] * strides[2 + d];
     if (d == kDims - 1) continue;
     if (number >= g.grid[d]) column.outside = kNowhere;
     if (number == g.grid[d] - 1) column.outside |= 1 << d;
   }
+  if (has_linear_rows(g)) {
+    column.number = (position.at[1] * g.grid[1] + position.at[2]) * g.grid[2] + position.at[3];
+  }
   memory.columns()[thread] = column;
-  memory.places()[thread] = position.place(g);
+  // Of a linear tile behind the last image there may be no box.
+  memory.places()[thread] = g.has_linear_tiles() && image >= g.batch ? 0 : Position::place(g, tile, thread);
 }
 
 // By all threads.
@@ -150,13 +154,14 @@ __device__ __forceinline__ bool compute_words(Pipeline& pipeline, std::int32_t p
 template <typename Evaluator>
 inline constexpr int kBlocksOf = Evaluator::kIsChain ? 3 : 2;
 
-template <typename Evaluator, bool kLoadsAhead>
-__device__ __forceinline__ void run_block(const ConvParameters& p, const ConvLaunch& launch) {
-  extern __shared__ __align__(128) std::uint8_t shared[];
-  const int thread = threadIdx.x;
-  const TileMemory memory{p.shared, shared};
+// Tables, the first box, and what filters' operands have, by all threads; the first weights are on their way.
+template <typename ThePipeline>
+__device__ __forceinline__ void begin_block(ThePipeline& pipeline) {
+  const ConvParameters& p = pipeline.p;
+  const ConvLaunch& launch = pipeline.launch;
+  const TileMemory& memory = pipeline.memory;
+  const int thread = pipeline.thread;
   const int filter_operands = p.geometry.filter_operands * p.geometry.tile_filters;
-  Pipeline pipeline(p, launch, memory, thread);
   bool has_steps;
   float of_filter = 0.0f;
   {
@@ -181,6 +186,16 @@ __device__ __forceinline__ void run_block(const ConvParameters& p, const ConvLau
     memory.filter_operands()[item] = load_filter_operand(p, launch, tile, item);
   }
   __syncthreads();
+}
+
+template <typename Evaluator, bool kLoadsAhead>
+__device__ __forceinline__ void run_block(const ConvParameters& p, const ConvLaunch& launch) {
+  extern __shared__ __align__(128) std::uint8_t shared[];
+  const int thread = threadIdx.x;
+  const TileMemory memory{p.shared, shared};
+  Pipeline pipeline(p, launch, memory, thread);
+  begin_block(pipeline);
+  const Tile& tile = memory.tile();
 #pragma unroll 1
   for (std::int32_t phase = 0; phase < p.geometry.block_phases; phase += p.geometry.interleave) {
     Words<Evaluator::Shape::kWords> words;

@@ -36,6 +36,8 @@ inline constexpr int kPieceBytes = 16;  // of one row of ldmatrix
 inline constexpr int kStepPieces = 8;
 inline constexpr int kStepBytes = kStepPieces * kPieceBytes;
 inline constexpr int kThreads = 256;
+inline constexpr int kBarrierBytes = 8;
+inline constexpr int kProductRows = 64;      // of a warpgroup
 inline constexpr int kStages = 3;            // of weights, in shared memory
 inline constexpr int kMostBlockPhases = 64;  // that a block goes through
 
@@ -81,8 +83,10 @@ struct Geometry {
   // ---- Tiles
   std::int32_t tile_filters;            // 16, 32, 64 or 128
   std::int32_t tile_positions;          // 32 to 256
-  bool filters_are_rows;                // of the products' matrix; else positions
+  bool has_warpgroups;                  // whose products they are (warpgroup_mainloop.h)
+  bool filters_are_rows;                // of words, and of warps' products; else positions
   std::int32_t row_warp_bits;           // logarithm of how many warps share the rows; others the columns
+  bool is_linear;                       // a tile's positions follow each other, instead of a patch
   std::int32_t patch_bits[kPatchDims];  // logarithms of a patch's extents
   Divisor patches[kPatchDims];          // in a dimension
   std::int32_t position_tiles;          // in all
@@ -114,11 +118,22 @@ struct Geometry {
 
   EPICONV_HOST_DEVICE std::int32_t all_phases() const { return phases[0] * phases[1] * phases[2]; }
   EPICONV_HOST_DEVICE std::int32_t patch(int d) const { return 1 << patch_bits[d]; }
+  // Only kernels compiled for one plan have tiles that are linear.
+  EPICONV_HOST_DEVICE bool has_linear_tiles() const {
+#if defined(__CUDA_ARCH__) && !defined(EPICONV_COMPILED_MATH)
+    return false;
+#else
+    return is_linear;
+#endif
+  }
+  EPICONV_HOST_DEVICE std::int32_t image_positions() const { return grid[0] * grid[1] * grid[2]; }
   // Whether no position of a tile lies outside the output.
   EPICONV_HOST_DEVICE bool has_whole_tiles() const {
-    bool are_whole = batch % patch(0) == 0;
+    if (has_linear_tiles() && batch * image_positions() % tile_positions != 0) return false;
+    bool are_whole = has_linear_tiles() || batch % patch(0) == 0;
     for (int d = 0; d < kDims; ++d) {
-      are_whole = are_whole && output[d] == grid[d] * phases[d] && grid[d] % patch(1 + d) == 0;
+      are_whole = are_whole && output[d] == grid[d] * phases[d];
+      are_whole = are_whole && (has_linear_tiles() || grid[d] % patch(1 + d) == 0);
     }
     return are_whole;
   }
@@ -148,6 +163,12 @@ struct Geometry {
   // Bytes of a step of a tile of filters; its PackedStep are the last ones.
   EPICONV_HOST_DEVICE std::int32_t step_bytes() const {
     return tile_filters * kStepBytes + static_cast<std::int32_t>(sizeof(PackedStep));
+  }
+  // From a stage of the pipeline to the next: those of warpgroups are swizzled by their addresses.
+  EPICONV_HOST_DEVICE std::int32_t stage_bytes() const {
+    constexpr std::int32_t kSwizzledBytes = 1024;
+    return has_warpgroups ? (step_bytes() + kSwizzledBytes - 1) / kSwizzledBytes * kSwizzledBytes
+                          : step_bytes();
   }
   EPICONV_HOST_DEVICE std::int64_t packed_step(std::int32_t phase, std::int32_t group,
                                                std::int32_t filter_tile, std::int32_t step) const {
@@ -297,6 +318,15 @@ struct Tile {
     tile.phase = take(g.tile_phases) * g.block_phases;
     tile.group = take(g.group_count);
     tile.position = block += first_position;
+    if (g.has_linear_tiles()) {
+      const std::int64_t first = std::int64_t{block} * g.tile_positions;
+      const std::int32_t in_image = static_cast<std::int32_t>(first % g.image_positions());
+      tile.first[0] = static_cast<std::int32_t>(first / g.image_positions());
+      tile.first[1] = in_image / (g.grid[1] * g.grid[2]);
+      tile.first[2] = in_image / g.grid[2] % g.grid[1];
+      tile.first[3] = in_image % g.grid[2];
+      return tile;
+    }
     for (int d = kPatchDims - 1; d > 0; --d) tile.first[d] = take(g.patches[d]) << g.patch_bits[d];
     tile.first[0] = block << g.patch_bits[0];
     return tile;
@@ -315,11 +345,33 @@ struct Position {
     }
     return result;
   }
-  // Bytes from the box's begin.
-  EPICONV_HOST_DEVICE std::int32_t place(const Geometry& g) const {
+  // Of a tile's, in the grid. That of a linear tile may lie behind the last image.
+  EPICONV_HOST_DEVICE static Position in_grid(const Geometry& g, const Tile& tile, std::int32_t index) {
+    if (!g.has_linear_tiles()) {
+      Position result = of(g, index);
+      for (int d = 0; d < kPatchDims; ++d) result.at[d] += tile.first[d];
+      return result;
+    }
+    Position result{{tile.first[0], tile.first[1], tile.first[2], tile.first[3]}};
+    std::int32_t carried = index;
+    for (int d = kDims; d > 0; --d) {
+      carried += result.at[d];
+      result.at[d] = carried % g.grid[d - 1];
+      carried /= g.grid[d - 1];
+    }
+    result.at[0] += carried;
+    return result;
+  }
+  // The pixel of the box.
+  EPICONV_HOST_DEVICE std::int32_t box_pixel(const Geometry& g) const {
     std::int32_t pixel = at[0];
     for (int d = 0; d < kDims; ++d) pixel = pixel * g.box[d] + at[1 + d] * g.box_advance[d];
-    return pixel * g.pixel_bytes;
+    return pixel;
+  }
+  // Bytes from the begin of the tile's box.
+  EPICONV_HOST_DEVICE static std::int32_t place(const Geometry& g, const Tile& tile, std::int32_t index) {
+    if (!g.has_linear_tiles()) return of(g, index).box_pixel(g) * g.pixel_bytes;
+    return (in_grid(g, tile, index).box_pixel(g) - in_grid(g, tile, 0).box_pixel(g)) * g.pixel_bytes;
   }
 };
 
@@ -333,6 +385,7 @@ struct BoxPixel {
                                          std::int32_t other, std::int32_t index) {
     std::int32_t tap[kDims] = {};
     spread_taps(g, phase.count, other, false, tap);
+    if (g.has_linear_tiles()) return of_raster(g, tile, phase, tap, index);
     const auto take = [&](const Divisor& divisor) {
       const std::int32_t quotient = divisor.quotient(index);
       index -= quotient * static_cast<std::int32_t>(divisor.divisor);
@@ -349,6 +402,21 @@ struct BoxPixel {
     }
     return pixel;
   }
+
+ private:
+  // The box of a linear tile is a part of a raster of all images, each with what its taps meet around it.
+  EPICONV_HOST_DEVICE static BoxPixel of_raster(const Geometry& g, const Tile& tile, const PackedPhase& phase,
+                                                const std::int32_t (&tap)[kDims], std::int32_t index) {
+    std::int32_t number = Position::in_grid(g, tile, 0).box_pixel(g) + index;
+    BoxPixel pixel;
+    for (int d = kDims - 1; d >= 0; --d) {
+      const std::int32_t low = g.joined[d] ? g.box_low[d] : phase.offset[d] + tap[d] * phase.offset_step[d];
+      pixel.at[d] = number % g.box[d] * g.box_step[d] + low;
+      number /= g.box[d];
+    }
+    pixel.n = number;
+    return pixel;
+  }
 };
 
 // Of a phase: how many of the grid's numbers lie in the output, in each dimension.
@@ -356,13 +424,18 @@ EPICONV_HOST_DEVICE std::int32_t numbers_in(const Geometry& g, int d, std::int32
   return g.grid[d] - ((g.grid[d] - 1) * g.phases[d] + phase < g.output[d] ? 0 : 1);
 }
 
-// Bytes of shared memory that a block may have on every card from sm_80 on.
+// Bytes of shared memory that a block may have: on every card from sm_80 on, and so that two of them share a
+// multiprocessor of sm_90.
 inline constexpr int kMostSharedBytes = 101376;
+inline constexpr int kMostWarpgroupBytes = 115712;
+EPICONV_HOST_DEVICE int most_shared_bytes(const Geometry& g) {
+  return g.has_warpgroups ? kMostWarpgroupBytes : kMostSharedBytes;
+}
 
 // Where the parts of shared memory begin.
 struct SharedLayout {
-  std::int32_t places, pixels, flag, zeros, tile, phases, filter_operands, boxes, stages, words, staging,
-      scratch, bytes;
+  std::int32_t places, pixels, flag, barriers, zeros, tile, phases, filter_operands, boxes, stages, words,
+      staging, scratch, bytes;
 
   static SharedLayout of(const Geometry& g, bool takes_statistics);
 };
@@ -372,7 +445,8 @@ inline constexpr int kThreadSums = 32;  // at most
 
 // Floats from a row of the staging to the next.
 EPICONV_HOST_DEVICE std::int32_t staging_pitch(const Geometry& g) {
-  return (g.filters_are_rows ? g.tile_columns() : g.tile_filters) + 4;
+  const std::int32_t columns = g.filters_are_rows ? g.tile_columns() : g.tile_filters;
+  return columns + (g.has_warpgroups && !g.filters_are_rows ? 8 : 4);
 }
 
 }  // namespace epiconv::sm80

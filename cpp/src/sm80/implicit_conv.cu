@@ -53,6 +53,11 @@ bool only_adds(const Step<float>& step) {
          step.q == kInfinity && step.number[2] == 1.0f;
 }
 
+// Products whose rows are in registers leave time to round them there.
+bool rounds_late(const ImplicitConvProblem& problem) {
+  return problem.geometry.has_warpgroups && problem.math == ConvMath::kTf32;
+}
+
 void set_program(EpilogueParameters& epilogue, const Pass& pass, const PassPointers& pointers) {
   set_steps(epilogue, pass, pointers, true);
   for (int i = 0; i < epilogue.num_steps; ++i) {
@@ -101,14 +106,16 @@ struct ImplicitConv::State {
     std::copy(std::begin(problem.input.strides), std::end(problem.input.strides), input.strides);
     input.is_float32 = problem.input.dtype == DType::kFloat32;
     input.in_pieces = problem.in_pieces;
-    input.is_copied = input.in_pieces &&
-                      (input.is_float32 ? problem.math == ConvMath::kIeee : problem.math != ConvMath::kTf32);
+    input.is_copied =
+        input.in_pieces && (input.is_float32 ? problem.math == ConvMath::kIeee || rounds_late(problem)
+                                             : problem.math != ConvMath::kTf32);
+    input.is_rounded_late = input.in_pieces && input.is_float32 && rounds_late(problem);
     parameters.channel_blocks = Divisor(static_cast<std::uint32_t>(g.channel_blocks));
     input.box_pixels = Divisor(static_cast<std::uint32_t>(g.box_pixels));
     input.padding_mode = problem.padding_mode;
     EpilogueParameters& epilogue = parameters.epilogue;
     const bool side_by_side = problem.output.strides[4] == 1 && g.interleave == g.phases[2];
-    epilogue.in_rows = of_filters || (side_by_side && g.patch(kDims) * g.interleave >= 4);
+    epilogue.in_rows = of_filters || (side_by_side && (g.is_linear || g.patch(kDims) * g.interleave >= 4));
     epilogue.output = output_tensor(problem.output, Pattern::kWords);
     std::int8_t filter_operands = 0;
     for (int i = 0; i < kNumOperandPlaces; ++i) {
@@ -126,8 +133,9 @@ struct ImplicitConv::State {
     epilogue.save_input = problem.program.save_input;
     set_program(epilogue, pass, PassPointers{});
     compile();
-    name = concat(g.transposed ? "dgrad_sm80_" : "fprop_sm80_", name_of(problem.math), "_",
-                  input.in_pieces ? "pieces" : "gather", "_", g.tile_filters, "x", g.tile_positions,
+    name = concat(g.transposed ? "dgrad_" : "fprop_", g.has_warpgroups ? "sm90_" : "sm80_",
+                  name_of(problem.math), "_", input.in_pieces ? "pieces" : "gather", "_", g.tile_filters, "x",
+                  g.tile_positions, g.is_linear ? "_linear" : "",
                   g.splits.divisor > 1 ? concat("_split", g.splits.divisor) : "", "_",
                   compiled == nullptr ? kernel.evaluator : "f32_compiled");
     plan_workspace();
@@ -174,7 +182,8 @@ struct ImplicitConv::State {
   void prepare(int device) const {
     const std::uint64_t bit = std::uint64_t{1} << (device % 64);
     if (prepared_devices.load(std::memory_order_relaxed) & bit) return;
-    check(cudaFuncSetAttribute(function(), cudaFuncAttributeMaxDynamicSharedMemorySize, kMostSharedBytes),
+    check(cudaFuncSetAttribute(function(), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               most_shared_bytes(problem.geometry)),
           "the setup", name, problem.geometry);
     prepared_devices.fetch_or(bit, std::memory_order_relaxed);
   }

@@ -36,6 +36,17 @@ struct Accumulators {
   }
 };
 
+// Which of 16 rows or columns, and which of two pieces of it, a lane addresses: four matrices of 8 x 8, of
+// rows in the order of an A fragment's registers, of columns in that of two B fragments'.
+struct LanePlace {
+  int line, piece;
+
+  __device__ __forceinline__ static LanePlace of_rows(int thread) { return {thread % 16, thread / 16 % 2}; }
+  __device__ __forceinline__ static LanePlace of_columns(int thread) {
+    return {thread / 16 % 2 * 8 + thread % 8, thread / 8 % 2};
+  }
+};
+
 // Where the rows and columns of a warp begin in the tile.
 struct WarpPlace {
   int row, column;
@@ -75,6 +86,7 @@ struct TileMemory {
   __device__ __forceinline__ float* staging() const { return reinterpret_cast<float*>(shared + at.staging); }
   __device__ __forceinline__ float* scratch() const { return reinterpret_cast<float*>(shared + at.scratch); }
   // The rest as addresses of the shared window.
+  __device__ __forceinline__ std::uint32_t barriers() const { return window() + at.barriers; }
   __device__ __forceinline__ std::uint32_t zeros() const { return window() + at.zeros; }
   __device__ __forceinline__ std::uint32_t boxes() const { return window() + at.boxes; }
   __device__ __forceinline__ std::uint32_t stages() const { return window() + at.stages; }
@@ -119,10 +131,7 @@ struct Pipeline {
   }
   // When all threads know the block's phases: writes the second table, and begins to copy weights.
   __device__ __forceinline__ void begin_copies() {
-    if (p.geometry.pixel_tables > 1) {
-      UnitOfPhase unit{weights_phase_, steps_of(weights_phase_).first_unit};
-      if (advance(unit)) write_table(unit, 1);
-    }
+    write_second_table();
     for (int i = 0; i < kStages - 1; ++i) copy_weights(stage + i * p.geometry.step_bytes());
   }
 
@@ -134,6 +143,16 @@ struct Pipeline {
     std::int32_t first, end;
     std::int32_t first_unit, skipped;  // steps of that unit
   };
+  // Of a phase's step: the unit, and how many steps of it come before.
+  __device__ __forceinline__ void find_unit(const PackedPhase& phase, std::int32_t step, std::int32_t& unit,
+                                            std::int32_t& skipped) const {
+    const Geometry& g = p.geometry;
+    const std::int32_t taps = phase.joined_taps, full = g.unit_steps(taps, 0);
+    const std::int32_t per_tap = g.units_steps(taps), other = step / per_tap;
+    const std::int32_t in_tap = step - other * per_tap, block = min(in_tap / full, g.channel_blocks - 1);
+    unit = other * g.channel_blocks + block;
+    skipped = in_tap - block * full;
+  }
   __device__ __forceinline__ Steps steps_of(std::int32_t number) const {
     return steps_of(phase(number), memory.tile().split);
   }
@@ -146,12 +165,7 @@ struct Pipeline {
     steps.first = min(split * share, steps.end);
     steps.end = min(steps.first + share, steps.end);
     if (steps.first == steps.end) return steps;
-    const std::int32_t taps = phase.joined_taps, full = g.unit_steps(taps, 0);
-    const std::int32_t per_tap = g.units_steps(taps), other = steps.first / per_tap;
-    const std::int32_t in_tap = steps.first - other * per_tap,
-                       block = min(in_tap / full, g.channel_blocks - 1);
-    steps.first_unit = other * g.channel_blocks + block;
-    steps.skipped = in_tap - block * full;
+    find_unit(phase, steps.first, steps.first_unit, steps.skipped);
     return steps;
   }
   // A unit of a phase of the block.
@@ -170,6 +184,36 @@ struct Pipeline {
   }
   __device__ __forceinline__ std::int32_t units(std::int32_t number) const {
     return phase(number).other_taps * here(p).geometry.channel_blocks;
+  }
+  // Calls visitor(steps, next unit, whether there is one) for each unit of a phase, or of a split of it, that
+  // has so many steps; its box is number `box`.
+  template <typename Visitor>
+  __device__ __forceinline__ void visit_units(std::int32_t number, Visitor&& visitor) {
+    const Geometry& g = here(p).geometry;
+    const Steps steps = steps_of(number);
+    std::int32_t unit = steps.first_unit, left = steps.end - steps.first, skipped = steps.skipped;
+#pragma unroll 1
+    while (left > 0) {
+      const std::int32_t in_unit = g.unit_steps(phase(number).joined_taps, block(unit)) - skipped;
+      UnitOfPhase next{number, unit};
+      const bool is_last_of_split = g.splits.divisor > 1 && in_unit >= left;
+      const bool has_next = !g.is_resident && !is_last_of_split && advance(next);
+      visitor(min(in_unit, left), next, has_next);
+      skipped = 0;
+      left -= in_unit;
+      ++unit;
+      if (!g.is_resident) box = box_behind(box);
+    }
+  }
+  __device__ __forceinline__ std::int32_t box_behind(std::int32_t number) const {
+    const std::int32_t boxes = p.geometry.boxes;
+    return boxes == 2 ? number ^ 1 : number + 1 == boxes ? 0 : number + 1;
+  }
+  // By all threads, at a unit's begin: where boxes differ in their pixels, that of the unit behind the next
+  // one takes the place of this one's.
+  __device__ __forceinline__ void write_table_behind(const UnitOfPhase& next, bool has_next) const {
+    UnitOfPhase behind = next;
+    if (p.geometry.pixel_tables > 1 && has_next && advance(behind)) write_table(behind, box);
   }
   // Of a unit's number: which of the taps that are not joined, and which block of channels.
   __device__ __forceinline__ std::int32_t other(std::int32_t unit) const {
@@ -202,6 +246,22 @@ struct Pipeline {
     copy_weights(stage == first ? first + (kStages - 1) * bytes : stage - bytes);
   }
 
+ protected:
+  __device__ __forceinline__ void write_second_table() const {
+    if (p.geometry.pixel_tables == 1) return;
+    UnitOfPhase unit{weights_phase_, steps_of(weights_phase_).first_unit};
+    if (advance(unit)) write_table(unit, 1);
+  }
+
+  std::int32_t weights_phase_, weights_left_;  // steps of a phase that are to be copied
+  const std::uint8_t* weights_;                // the thread's first piece of the next one
+
+  // Behind a step's weights.
+  __device__ __forceinline__ void advance_weights() {
+    weights_ += p.geometry.step_bytes();
+    if (--weights_left_ == 0 && p.geometry.block_phases > 1) next_weights();
+  }
+
  private:
   static constexpr int kCopied = kThreads * kPieceBytes;  // by all threads at once
 
@@ -216,8 +276,7 @@ struct Pipeline {
         ptx::cp_async_16_at<3 * kCopied>(to, weights_);
         if (has_piece(4, pieces)) ptx::cp_async_16_at<4 * kCopied>(to, weights_);
       }
-      weights_ += p.geometry.step_bytes();
-      if (--weights_left_ == 0 && p.geometry.block_phases > 1) next_weights();
+      advance_weights();
     }
     ptx::cp_async_commit();
   }
@@ -244,9 +303,6 @@ struct Pipeline {
       return;
     }
   }
-
-  std::int32_t weights_phase_, weights_left_;  // steps of a phase that are to be copied
-  const std::uint8_t* weights_;                // the thread's first piece of the next one
 };
 
 // By all threads: the box of the first unit. Nothing is multiplied meanwhile, so several rounds are under way
@@ -255,18 +311,24 @@ template <typename Math>
 __device__ __forceinline__ void load_first_box(const Pipeline& at) {
   constexpr int kRounds = 4;
   const BoxLoader<Math> loader(at.p, at.launch, at.thread);
-  BoxLoader<Math> loaders[kRounds] = {loader, loader, loader, loader};
+  typename BoxLoader<Math>::Piece pieces[kRounds];
   std::int32_t phase = 0;
   while (at.phase(phase).steps == 0) ++phase;
   const std::int32_t block = at.block(at.steps_of(phase).first_unit);
 #pragma unroll 1
   for (std::int32_t round = 0; round < loader.rounds(); round += kRounds) {
 #pragma unroll
-    for (int i = 0; i < kRounds; ++i) loaders[i].load(at.table(0), block, round + i, at.box_address(0));
+    for (int i = 0; i < kRounds; ++i)
+      loader.load(at.table(0), block, round + i, at.box_address(0), pieces[i]);
 #pragma unroll
-    for (int i = 0; i < kRounds; ++i) loaders[i].store();
+    for (int i = 0; i < kRounds; ++i) loader.store(pieces[i]);
   }
   ptx::cp_async_wait_all();
+}
+
+// Whether it is known of every step that it has eight pieces.
+__device__ __forceinline__ bool has_all_pieces(const Geometry& g) {
+  return kIsCompiled && g.block_pieces.divisor % kStepPieces == 0 && g.last_pieces % kStepPieces == 0;
 }
 
 // The products of a phase. kLoadsAhead: what two pieces have is loaded while two others are multiplied.
@@ -288,39 +350,17 @@ class Mainloop {
 
   // Adds the products of the pipeline's next phase, or of a split of it.
   __device__ __forceinline__ void run(std::int32_t phase, Sums& sums) {
-    const Geometry& g = here(at_.p).geometry;
-    const Pipeline::Steps steps = at_.steps_of(phase);
-    std::int32_t unit = steps.first_unit, left = steps.end - steps.first, skipped = steps.skipped;
-#pragma unroll 1
-    while (left > 0) {
-      const std::int32_t in_unit = g.unit_steps(at_.phase(phase).joined_taps, at_.block(unit)) - skipped;
-      Pipeline::UnitOfPhase next{phase, unit};
-      const bool is_last_of_split = g.splits.divisor > 1 && in_unit >= left;
-      const bool has_next = !g.is_resident && !is_last_of_split && at_.advance(next);
-      run_unit(min(in_unit, left), next, has_next, sums);
-      skipped = 0;
-      left -= in_unit;
-      ++unit;
-      if (!g.is_resident) at_.box ^= 1;
-    }
+    at_.visit_units(phase, [&](std::int32_t steps, const Pipeline::UnitOfPhase& next, bool has_next) {
+      run_unit(steps, next, has_next, sums);
+    });
   }
 
  private:
-  // Which of 16 rows or columns, and which of two pieces of it, a lane addresses: four matrices of 8 x 8, of
-  // rows in the order of an A fragment's registers, of columns in that of two B fragments'.
-  struct LanePlace {
-    int line, piece;
-
-    __device__ __forceinline__ static LanePlace of_rows(int thread) { return {thread % 16, thread / 16 % 2}; }
-    __device__ __forceinline__ static LanePlace of_columns(int thread) {
-      return {thread / 16 % 2 * 8 + thread % 8, thread / 8 % 2};
-    }
-  };
   static constexpr int kPositionGroups = kFiltersAreRows ? Sums::kColumnTiles / 2 : Sums::kRowTiles;
 
   // A round of the next unit's box.
   __device__ __forceinline__ void load(std::int32_t block, std::int32_t round) {
-    loader_.load(at_.table(at_.box ^ 1), block, round, at_.box_address(at_.box ^ 1));
+    loader_.load(at_.table(at_.box ^ 1), block, round, at_.box_address(at_.box ^ 1), piece_);
   }
 
   // All steps of a unit, while the next one's box is brought.
@@ -331,19 +371,14 @@ class Mainloop {
       ptx::cp_async_wait_all();  // some are of the box
       __syncthreads();
       is_synchronized = true;
-      Pipeline::UnitOfPhase behind = next;
-      // Where boxes differ in their pixels, that of the unit behind the next one takes the place of this
-      // one's.
-      if (at_.p.geometry.pixel_tables > 1 && has_next && at_.advance(behind)) {
-        at_.write_table(behind, at_.box);
-      }
+      at_.write_table_behind(next, has_next);
     }
     const std::uint32_t box = at_.box_address(at_.box);
     const std::int32_t block = at_.block(next.number);
     std::int32_t rounds = has_next ? loader_.rounds() : 0;
     while (rounds > steps) {  // the last ones first
       load(block, --rounds);
-      loader_.store();
+      loader_.store(piece_);
     }
 #pragma unroll 1
     for (; steps > 0; --steps) {
@@ -356,20 +391,15 @@ class Mainloop {
       if (loads) {
         load(block, rounds);
       } else {
-        loader_.clear();
+        piece_.clear();
       }
       at_.copy_weights();
       multiply(box, sums);
-      if (loads) loader_.store();
+      if (loads) loader_.store(piece_);
       at_.next_stage();
     }
   }
 
-  // Whether it is known of every step that it has eight pieces.
-  __device__ __forceinline__ bool has_all_pieces() const {
-    const Geometry& g = at_.p.geometry;
-    return kIsCompiled && g.block_pieces.divisor % kStepPieces == 0 && g.last_pieces % kStepPieces == 0;
-  }
   // What a thread has of two pieces of a step.
   struct Fragments {
     std::uint32_t rows[Sums::kRowTiles][4], columns[Sums::kColumnTiles / 2][4];
@@ -383,8 +413,8 @@ class Mainloop {
         kFiltersAreRows ? LanePlace::of_columns(thread) : LanePlace::of_rows(thread);
     const std::uint32_t step = at_.stage + at_.p.geometry.tile_filters * kStepBytes;
     const uint4 in_box = ptx::load_shared(step + of_positions.piece * static_cast<int>(sizeof(uint4)));
-    const bool is_full =
-        has_all_pieces() || __any_sync(0xFFFFFFFF, static_cast<std::int32_t>(in_box.z) != kNoPiece);
+    const bool is_full = has_all_pieces(at_.p.geometry) ||
+                         __any_sync(0xFFFFFFFF, static_cast<std::int32_t>(in_box.z) != kNoPiece);
     Fragments even, odd;
     load(0, in_box.x, box, even);
     if constexpr (kLoadsAhead) {
@@ -413,7 +443,7 @@ class Mainloop {
                                        Fragments& fragments) const {
     // The swizzle exchanges pieces 2 and 3, or 4 to 7, like 0 and 1.
     const std::uint32_t filters = at_.stage + (filter_place_ ^ (pair * 2 * kPieceBytes));
-    const bool is_none = !has_all_pieces() && static_cast<std::int32_t>(in_box) == kNoPiece;
+    const bool is_none = !has_all_pieces(at_.p.geometry) && static_cast<std::int32_t>(in_box) == kNoPiece;
     // 16 filters or positions.
     const auto load_group = [&](bool are_filters, int group, std::uint32_t (&loaded)[4]) {
       const std::uint32_t position =
@@ -443,6 +473,7 @@ class Mainloop {
 
   Pipeline& at_;
   BoxLoader<Math> loader_;
+  typename BoxLoader<Math>::Piece piece_;                // of the next unit's box
   std::int32_t filter_place_, places_[kPositionGroups];  // of the lane's fragments
 };
 

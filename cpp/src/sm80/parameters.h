@@ -40,8 +40,9 @@ struct EpilogueParameters {
 struct InputTensor {
   std::int64_t strides[kTensorDims];  // (N, C, D, H, W), in elements
   bool is_float32;                    // else what is multiplied
-  bool in_pieces;  // channels lie side by side, as many as a piece has at multiples of its size
-  bool is_copied;  // in pieces, as they are
+  bool in_pieces;        // channels lie side by side, as many as a piece has at multiples of its size
+  bool is_copied;        // in pieces, as they are
+  bool is_rounded_late;  // these are rounded when they are multiplied
   Divisor box_pixels;
   PaddingMode padding_mode;
 
@@ -90,10 +91,15 @@ struct ConvLaunch {
 struct alignas(16) Column {
   std::int64_t offset;   // of filter 0 in the output, in the phase 0 of each dimension
   std::int32_t outside;  // bits of dimensions: where it lies outside the output in late phases; kNowhere
-  std::int32_t number;   // of the last dimension
+  std::int32_t number;   // of the last dimension; of has_linear_rows in the image
 };
 static_assert(sizeof(Column) == kColumnBytes);
 inline constexpr std::int32_t kNowhere = 8;  // in no phase
+
+// Whether rows of words are a whole image's pixels, which lie side by side.
+EPICONV_HOST_DEVICE bool has_linear_rows(const Geometry& g) {
+  return g.has_linear_tiles() && g.filters_are_rows;
+}
 
 // A phase's place in the output; of several whose columns are stored together the first.
 struct alignas(16) PhasePlace {
@@ -112,6 +118,7 @@ struct alignas(16) PhasePlace {
       if (d < kDims - 1 && numbers_in(g, d, place.phase.of[d]) < g.grid[d]) place.outside |= 1 << d;
     }
     place.columns = g.interleave > 1 ? g.output[2] : numbers_in(g, 2, place.phase.of[2]);
+    if (has_linear_rows(g)) place.columns = g.image_positions();
     return place;
   }
 };

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
+#include <span>
 
 namespace epiconv::sm80 {
 namespace {
@@ -24,13 +26,24 @@ struct TileSize {
   std::int32_t filters, positions;
 };
 constexpr TileSize kTileSizes[] = {{128, 64}, {64, 128}, {32, 256}, {16, 256}};
+constexpr TileSize kWarpgroupTileSizes[] = {{128, 128}, {64, 256}, {64, 128}, {32, 256}, {32, 128}};
+constexpr std::int32_t kWarpgroupRows = 128;  // of all warpgroups' products, or twice as many
+
+std::span<const TileSize> tile_sizes(bool has_warpgroups) {
+  if (has_warpgroups) return kWarpgroupTileSizes;
+  return kTileSizes;
+}
+
+// About so many, all of which have steps.
+std::int32_t whole_splits(const Geometry& g, std::int64_t count) {
+  return static_cast<std::int32_t>(up(g.most_steps, up(g.most_steps, count)));
+}
 
 std::int32_t splits(const Geometry& g, std::int64_t blocks) {
   const std::int64_t wanted = kBusyBlocks / std::max<std::int64_t>(blocks, 1);
   const std::int64_t most = std::min<std::int64_t>(g.most_steps / kLeastSplitSteps, kMostSplits);
   const auto count = std::max<std::int64_t>(1, std::min(wanted, most));
-  // All of them have steps.
-  return static_cast<std::int32_t>(up(g.most_steps, up(g.most_steps, count)));
+  return whole_splits(g, count);
 }
 
 // What taps of all phases add to a position's input pixel, at least and at most, and how many a phase has.
@@ -62,8 +75,9 @@ class BoxPlanner {
   void plan(bool interleaves) {
     double least = 0;
     Geometry best = g_;
-    for (const TileSize& size : kTileSizes) {
+    for (const TileSize& size : tile_sizes(p_.has_warpgroups)) {
       if (size.filters == 16 && (interleaves || p_.words_are_filters)) continue;  // in no kernel
+      if (p_.has_warpgroups && interleaves && size.positions / kMostInterleave < kWarpgroupRows) continue;
       set_tile(size, interleaves);
       plan_tile(least, best);
     }
@@ -91,23 +105,72 @@ class BoxPlanner {
   void plan_tile(double& least, Geometry& best) {
     for (int mask = 0; mask < 8; ++mask) {
       bool is_useful = true;
+      g_.is_linear = false;
       for (int d = 0; d < kDims; ++d) {
         g_.joined[d] = mask >> d & 1;
         is_useful = is_useful && (!g_.joined[d] || reach_[d].most_taps > 1 || g_.phases[d] > 1);
       }
       if (!is_useful) continue;
-      visit_patches([&] {
+      const auto plan_boxes = [&] {
         for (const std::int64_t pieces :
-             {total_pieces_, std::int64_t{8}, std::int64_t{4}, std::int64_t{2}, std::int64_t{1}}) {
-          if (pieces > total_pieces_ || !set_boxes(pieces)) continue;
-          const double all = cost();
-          if (least == 0 || all < least) {
-            least = all;
-            best = g_;
+             {total_pieces_, std::int64_t{p_.has_warpgroups ? 16 : 8}, std::int64_t{8}, std::int64_t{4},
+              std::int64_t{2}, std::int64_t{1}}) {
+          for (const int boxes : {2, 3, 4}) {
+            if (boxes > 2 && !p_.has_warpgroups) break;
+            if (pieces > total_pieces_ || !set_boxes(pieces, boxes)) break;
+            const double all = p_.has_warpgroups ? warpgroup_cost() : cost();
+            if (least == 0 || all < least) {
+              least = all;
+              best = g_;
+            }
           }
         }
-      });
+      };
+      visit_patches(plan_boxes);
+      if (!may_be_linear()) continue;
+      g_.is_linear = true;
+      plan_boxes();
     }
+  }
+
+  // Whether tiles may have positions that follow each other: kernels compiled for one plan, without a
+  // GroupNorm, whose tiles are of one image each; words of positions lie side by side in whole images.
+  bool may_be_linear() const {
+    if (!p_.has_warpgroups || p_.takes_statistics) return false;
+    if (p_.words_are_filters) return true;
+    return p_.stores_images && g_.all_phases() == 1;
+  }
+
+  // Pixels of the raster that the box of a linear tile is a part of, from a tile's first position's to all
+  // that its taps meet; at most. 0 where a raster is too large.
+  std::int64_t raster_pixels() const {
+    const std::int64_t positions = p_.batch * g_.image_positions();
+    const auto pixel_of = [&](std::int64_t position) {
+      std::int64_t at[kPatchDims];
+      for (int d = kDims; d > 0; --d) {
+        at[d] = position % g_.grid[d - 1];
+        position /= g_.grid[d - 1];
+      }
+      std::int64_t pixel = position;
+      for (int d = 0; d < kDims; ++d) pixel = pixel * g_.box[d] + at[1 + d] * g_.box_advance[d];
+      return pixel;
+    };
+    std::int64_t reach = 0;
+    for (int d = 0; d < kDims; ++d) {
+      reach = reach * g_.box[d] + (g_.joined[d] ? reach_[d].high - reach_[d].low : 0);
+    }
+    if (pixel_of(positions - 1) + reach + g_.tile_positions > kMostInt) return 0;
+    std::int64_t most = 0;
+    // What follows repeats what was before, but for the last tile, which is no larger.
+    const std::int32_t period =
+        g_.image_positions() / Geometry::common_divisor(g_.image_positions(), g_.tile_positions);
+    const std::int64_t tiles = std::min(up(positions, g_.tile_positions), std::int64_t{period});
+    for (std::int64_t tile = 0; tile < tiles; ++tile) {
+      const std::int64_t first = tile * g_.tile_positions;
+      const std::int64_t last = std::min(first + g_.tile_positions, positions) - 1;
+      most = std::max(most, pixel_of(last) - pixel_of(first));
+    }
+    return most + reach + 1;
   }
 
   template <typename Visitor>
@@ -135,25 +198,32 @@ class BoxPlanner {
   }
 
   // False where shared memory is too small. Of divisors only the number is set.
-  bool set_boxes(std::int64_t pieces) {
+  bool set_boxes(std::int64_t pieces, int boxes) {
     bool same_pixels = true;  // in all boxes of a tile
     std::int64_t volume = 1;
     for (int d = 0; d < kDims; ++d) {
-      const std::int64_t patch = g_.patch(1 + d), advance = g_.advance(d);
+      const std::int64_t patch = g_.is_linear ? g_.grid[d] : g_.patch(1 + d), advance = g_.advance(d);
       const std::int64_t extent =
           g_.joined[d] ? (patch - 1) * advance + reach_[d].high - reach_[d].low + 1 : patch;
       volume *= extent;
-      if (volume * kPieceBytes > kMostSharedBytes) return false;
+      if (g_.is_linear ? volume > kMostInt : volume * kPieceBytes > most_shared_bytes(g_)) return false;
       g_.box[d] = static_cast<std::int32_t>(extent);
       g_.box_low[d] = g_.joined[d] ? static_cast<std::int32_t>(reach_[d].low) : 0;
       g_.box_step[d] = g_.joined[d] ? 1 : static_cast<std::int32_t>(advance);
       g_.box_advance[d] = g_.joined[d] ? static_cast<std::int32_t>(advance) : 1;
       same_pixels = same_pixels && (g_.joined[d] || (reach_[d].most_taps == 1 && g_.phases[d] == 1));
     }
-    const std::int64_t pixels = volume << g_.patch_bits[0];
+    if (g_.is_linear && (boxes_[0] != g_.box[0] || boxes_[1] != g_.box[1] || boxes_[2] != g_.box[2] ||
+                         raster_positions_ != g_.tile_positions)) {
+      raster_pixels_ = raster_pixels();
+      std::copy(std::begin(g_.box), std::end(g_.box), boxes_);
+      raster_positions_ = g_.tile_positions;
+    }
+    if (g_.is_linear && raster_pixels_ == 0) return false;
+    const std::int64_t pixels = g_.is_linear ? raster_pixels_ : volume << g_.patch_bits[0];
     // Pixels that follow each other have the same piece in different banks.
     const std::int64_t pixel_bytes = (pieces | 1) * kPieceBytes;
-    if (pixels * pixel_bytes > kMostSharedBytes) return false;
+    if (pixels * pixel_bytes > most_shared_bytes(g_)) return false;
     g_.box_pixels = static_cast<std::int32_t>(pixels);
     g_.pixel_bytes = static_cast<std::int32_t>(pixel_bytes);
     const auto set = [](Divisor& divisor, std::int64_t value) {
@@ -166,8 +236,9 @@ class BoxPlanner {
     g_.channel_blocks = static_cast<std::int32_t>(up(total_pieces_, pieces));
     g_.last_pieces = static_cast<std::int32_t>(total_pieces_ - (g_.channel_blocks - 1) * pieces);
     g_.is_resident = same_pixels && g_.channel_blocks == 1;
-    g_.boxes = g_.is_resident ? 1 : 2;
     g_.pixel_tables = same_pixels ? 1 : 2;
+    if (boxes > 2 && (!same_pixels || boxes > g_.channel_blocks)) return false;
+    g_.boxes = g_.is_resident ? 1 : boxes;
     std::int64_t joined = 1, others = 1;
     for (int d = 0; d < kDims; ++d) (g_.joined[d] ? joined : others) *= reach_[d].most_taps;
     if (joined * pieces > kMostInt / 2) return false;
@@ -176,15 +247,17 @@ class BoxPlanner {
     g_.most_steps = static_cast<std::int32_t>(steps);
     for (int d = 0; d < kPatchDims; ++d) {
       const std::int64_t extent = d == 0 ? p_.batch : g_.grid[d - 1];
-      set(g_.patches[d], up(extent, g_.patch(d)));
+      set(g_.patches[d], g_.is_linear ? 1 : up(extent, g_.patch(d)));
     }
+    if (g_.is_linear) set(g_.patches[0], up(p_.batch * g_.image_positions(), g_.tile_positions));
     const double tiles = position_tiles();
     const std::int64_t passes = g_.all_phases() / g_.interleave;
     const bool many = tiles * g_.filter_tiles.divisor * g_.groups >= kBusyBlocks;
     const bool goes_through =
         g_.is_resident && !p_.takes_statistics && many && g_.all_phases() <= kMostBlockPhases;
     g_.block_phases = g_.interleave * static_cast<std::int32_t>(goes_through ? passes : 1);
-    return SharedLayout::of(g_, p_.takes_statistics).bytes <= kMostSharedBytes;
+    set(g_.tile_phases, g_.all_phases() / g_.block_phases);
+    return SharedLayout::of(g_, p_.takes_statistics).bytes <= most_shared_bytes(g_);
   }
 
   double position_tiles() const {
@@ -237,11 +310,62 @@ class BoxPlanner {
     return clocks * position_tiles() * g_.filter_tiles.divisor;
   }
 
+  // Clocks of the card. Two blocks share a multiprocessor and hide each other's waiting; where there are
+  // fewer, gemm_k is split.
+  double warpgroup_cost() const {
+    const double phases = g_.all_phases();
+    double taps = 1, other_taps = 1;
+    for (int d = 0; d < kDims; ++d) {
+      taps *= static_cast<double>(p_.taps[d]);
+      other_taps *= g_.joined[d] ? 1.0 : static_cast<double>(p_.taps[d]) / g_.phases[d];
+    }
+    const double units = phases * other_taps * g_.channel_blocks;
+    const double steps = taps * static_cast<double>(total_pieces_) / kStepPieces + 0.4 * units;
+    // A product of 64 positions and 32 bytes of gemm_k takes so long.
+    const double product = g_.tile_filters == 128 ? 64 : g_.tile_filters == 64 ? 38 : 26;
+    const double of_step = 4.0 * g_.tile_positions / 64 * product + 200;
+    // A box comes as many units ahead as there are others, each of them beside one of another block.
+    const double ahead = 2 * of_step * steps / units * (g_.boxes - 1);
+    double clocks = steps * of_step + units * (120 + (g_.is_resident ? 0 : std::max(0.0, 1200 - ahead)));
+    const bool loads_once = g_.is_resident && g_.block_phases == g_.all_phases();
+    const double loads = loads_once ? 1.0 : units / g_.channel_blocks;
+    const double box_pieces = loads * g_.box_pixels * static_cast<double>(total_pieces_);
+    const double bytes = steps * g_.step_bytes() + box_pieces * kPieceBytes;
+    clocks = std::max({clocks, bytes / 28, box_pieces * (p_.in_pieces ? 0.2 : 0.7)});
+    const double outputs = static_cast<double>(g_.tile_positions) * g_.tile_filters * g_.block_phases;
+    clocks += phases / g_.block_phases * outputs / 12 +
+              (g_.pixel_tables == 1 ? phases / g_.block_phases : units) * g_.box_pixels / 4.0;
+    if (!p_.words_are_filters) {
+      const double of_image = g_.image_positions() % 4 == 0 ? 16.0 : 8.0;  // else words are not aligned
+      const double row = g_.is_linear ? of_image : g_.patch(3) * (p_.stores_columns ? g_.interleave : 1);
+      clocks += phases / g_.block_phases * outputs / 32 * (row < 4 ? 30 : row < 16 ? 32 / row : 0);
+    }
+    // A multiprocessor goes through its blocks two at a time; gemm_k is split where that balances them. The
+    // begin and end of a block count, and the sums of its part.
+    constexpr double kMultiprocessors = 132, kEnds = 5000, kAlone = 1.3;
+    const double blocks = position_tiles() * g_.filter_tiles.divisor * g_.groups * g_.tile_phases.divisor;
+    const bool may_split = g_.block_phases == 1;
+    const double most = may_split ? std::min(steps / phases / kLeastSplitSteps, double{kMostSplits}) : 1.0;
+    double least = 0;
+    for (int parts = 1; parts == 1 || parts <= most; ++parts) {
+      const double part = clocks / phases * g_.block_phases / parts + kEnds + (parts > 1 ? outputs / 6 : 0.0);
+      const double rounds = std::ceil(blocks * parts / kMultiprocessors);
+      // Of equals that with less to do.
+      const double all = rounds * part * (rounds == 1 ? kAlone : 1.0) + 1e-3 * blocks * parts * part;
+      if (parts > 1 && all >= least) continue;
+      least = all;
+      g_.splits.divisor = static_cast<std::uint32_t>(parts);
+    }
+    return least;
+  }
+
   const GeometryProblem& p_;
   Geometry& g_;
   Reach reach_[kDims];
   std::int64_t total_pieces_;
   int patch_bits_;
+  std::int32_t boxes_[kDims] = {}, raster_positions_ = 0;  // for which
+  std::int64_t raster_pixels_ = 0;                         // is known
 };
 
 }  // namespace
@@ -251,21 +375,32 @@ SharedLayout SharedLayout::of(const Geometry& g, bool takes_statistics) {
   layout.places = g.tile_positions * kColumnBytes;
   layout.pixels = layout.places + g.tile_positions * 4;
   layout.flag = aligned(layout.pixels + std::int64_t{g.pixel_tables} * g.box_pixels * 8, kPieceBytes);
-  layout.zeros = layout.flag + kPieceBytes;
+  layout.barriers = layout.flag + kPieceBytes;
+  layout.zeros = layout.barriers + (g.has_warpgroups ? 2 * kStages * kBarrierBytes : 0);
   layout.tile = layout.zeros + kPieceBytes;
   layout.phases = layout.tile + aligned(sizeof(Tile), kPieceBytes);
   layout.filter_operands = layout.phases + g.block_phases * kBlockPhaseBytes;
   layout.boxes = layout.filter_operands + g.filter_operands * g.tile_filters * 4;
   layout.stages = layout.boxes + g.boxes * g.box_bytes();
-  layout.bytes = layout.stages + kStages * g.step_bytes();
+  if (g.has_warpgroups) layout.stages = aligned(layout.stages, 1024);
+  layout.bytes = layout.stages + kStages * g.stage_bytes();
+  const std::int32_t rows = g.filters_are_rows ? g.tile_filters : g.tile_positions;
+  const std::int32_t staging_bytes = rows * staging_pitch(g) * 4;
+  if (g.has_warpgroups) {
+    // All sums lie in the staging, where boxes and weights were, unless these are needed again.
+    layout.words = 0;
+    layout.staging = g.block_phases == g.interleave ? layout.boxes : layout.bytes;
+    layout.scratch = layout.staging + staging_bytes;
+    layout.bytes = std::max(layout.bytes, layout.scratch + (takes_statistics ? kThreads * 4 : 0));
+    return layout;
+  }
   // Words lie where boxes and weights were, unless these are needed again, for another phase.
   const bool is_last = g.block_phases == 1;
   const std::int32_t words_bytes = kThreads * (kThreadSums - g.chunk_sums) * 4;
   layout.words = is_last ? layout.boxes : layout.bytes;
   layout.bytes = std::max(layout.bytes, layout.words + words_bytes);
   layout.staging = layout.words + words_bytes;
-  const std::int32_t rows = g.filters_are_rows ? g.tile_filters : g.tile_positions;
-  layout.scratch = layout.staging + rows * staging_pitch(g) * 4;
+  layout.scratch = layout.staging + staging_bytes;
   if (takes_statistics) layout.bytes = std::max(layout.bytes, layout.scratch + kThreads * 4);
   return layout;
 }
@@ -305,12 +440,15 @@ std::string plan_geometry(const GeometryProblem& p, Geometry& g) {
   g.phases_w = Divisor(static_cast<std::uint32_t>(g.phases[2]));
   g.phases_hw = Divisor(static_cast<std::uint32_t>(g.phases[1]) * g.phases[2]);
   g.group_count = Divisor(static_cast<std::uint32_t>(g.groups));
+  g.has_warpgroups = p.has_warpgroups;
   g.filters_are_rows = !p.words_are_filters;
   g.filter_operands = p.filter_operands;
   g.chunk_sums = p.chunk_sums;
 
+  std::int64_t planned_splits = 1;
   const auto set_tiles = [&](bool interleaves) {
     BoxPlanner(p, g).plan(interleaves);
+    planned_splits = g.splits.divisor;
     std::int64_t tiles = 1;
     for (const Divisor& patches : g.patches) tiles = std::min(tiles * patches.divisor, kMostInt + 1);
     g.position_tiles = static_cast<std::int32_t>(std::min(tiles, kMostInt));
@@ -325,7 +463,8 @@ std::string plan_geometry(const GeometryProblem& p, Geometry& g) {
   if (blocks == 0) return kTooLarge;
   if (g.block_phases == g.interleave) {
     if (splits(g, blocks) > 1 && may_interleave) blocks = set_tiles(false);
-    if (g.block_phases == 1) g.splits = Divisor(static_cast<std::uint32_t>(splits(g, blocks)));
+    const std::int64_t count = p.has_warpgroups ? whole_splits(g, planned_splits) : splits(g, blocks);
+    if (g.block_phases == 1) g.splits = Divisor(static_cast<std::uint32_t>(count));
   }
   if (g.position_blocks() > kMostInt) return kTooLarge;
   return "";

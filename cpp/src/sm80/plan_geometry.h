@@ -18,7 +18,9 @@ struct GeometryProblem {
   bool takes_statistics;   // of tiles: each of one image, and of one phase or a row's
   bool stores_columns;     // pixels of a row of the output lie side by side
   bool words_are_filters;  // filters of an output pixel do
+  bool stores_images;      // pixels of an image of the output do, row by row
   bool in_pieces;          // pieces of the input's channels do
+  bool has_warpgroups;     // that multiply, and not warps
   int filter_operands;     // of the epilogue, that have one element for each filter
   int chunk_sums;          // of a thread, that the epilogue computes at once
 };

@@ -16,13 +16,13 @@ from epiconv.bench.peers import (
     DEFAULT_CPU_PEERS,
     DEFAULT_CUDA_PEERS,
     DTYPES,
-    EPICONV,
     LAYOUTS,
     PEERS,
     Unavailable,
 )
-from epiconv.bench.problems import Problem, parse_problem, select_problems
+from epiconv.bench.problems import Problem, parse_problem
 from epiconv.bench.results import CaseResult, case_key
+from epiconv.bench.selection import GROUPS, select_problems
 
 try:
     from rich.console import Console
@@ -39,12 +39,17 @@ _EPILOG = """examples:
   python -m epiconv.bench --problems kb31,kb4 --dtypes bf16 --layouts channels_last --peers eager,epiconv
   python -m epiconv.bench --shape 128x64x128x128 --filters 128 --kernel 3x3 \\
       --epilogue "v1 = minimum(v0, 0.5); v2 = add(v1, b0)" --operand 128x1x1
+  python -m epiconv.bench --problems tuning --json tuning.json \\
+      --peers eager,compile,convolution,epiconv_cudnn,epiconv_sm90,epiconv_sm80,epiconv
   python -m epiconv.bench --host
   python -m epiconv.bench --elementwise
 
 Times are medians of rounds in which every peer has its turn, after half a second of load. % of floor: the
 least time in which FLOPs and bytes could pass / time. × best peer: above 1 is faster than every peer.
-max error: against float64, relative to the output's scale; ok: at most twice eager's plus one rounding.
+max error: against float64, relative to the output's scale; ok: at most twice eager's, or TF32's own in
+float32, plus one rounding of the output. The layers of networks are in two halves: kernels are chosen by
+measurements of "tuning", and "measured" says what that is worth elsewhere. Peers of a path (epiconv_cudnn,
+epiconv_sm90, epiconv_sm80) show where epiconv should have chosen another. Many cases take a line each.
 """
 
 
@@ -63,7 +68,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--problems",
         default="recipes",
         metavar="WORDS",
-        help="ids (kb31,kb1,…) and groups: all, recipes, small (default recipes)",
+        help=f"ids (kb31,kb1,…, resnet50-3x3-128-b32,…) and groups: {', '.join(GROUPS)} (default recipes)",
     )
     what.add_argument("--dtypes", help=f"of {', '.join(DTYPES)} (default fp32,bf16)", default="fp32,bf16")
     what.add_argument("--layouts", help=f"of {', '.join(LAYOUTS)} (default both)", default=",".join(LAYOUTS))
@@ -224,7 +229,7 @@ def run_cases(
     peers: Sequence[str],
     console: Console,
 ) -> list[tuple[str, CaseResult]]:
-    """Measures and prints the cases one after another, with a progress bar.
+    """Measures and prints the cases one after another, with a progress bar; many of them in a line each.
 
     Args:
         options: of `make_parser`.
@@ -239,6 +244,10 @@ def run_cases(
     """
     kept = report.read_kept_times(options.reuse_peers, device) if options.reuse_peers else None
     results: list[tuple[str, CaseResult]] = []
+    in_lines = _in_lines(cases)
+    width = max(len(problem.id) for problem, _, _ in cases)
+    if in_lines:
+        _print_line(console, report.overview_heading(width))
     with report.progress_bar(console) as bar:
         task = bar.add_task("", total=len(cases))
         for number, (problem, dtype_word, layout) in enumerate(cases):
@@ -263,12 +272,25 @@ def run_cases(
                 console.print(f"{problem.id} {dtype_word} {layout}: left out, {error}", markup=False)
                 continue
             results.append((case_key(problem, dtype_word, layout), result))
-            console.print(report.case_table(result))
+            if in_lines:
+                _print_line(console, report.overview_line(result, width))
+            else:
+                console.print(report.case_table(result))
             warning = report.control_warning(result)
             if warning:
                 console.print(f"warning: {warning}", style="yellow")
         bar.update(task, completed=len(cases))
     return results
+
+
+def _in_lines(cases: Sequence[object]) -> bool:
+    """Whether each case is printed in a line, not as a table."""
+    return len(cases) > report.MOST_TABLES
+
+
+def _print_line(console: Console, line: str) -> None:
+    """A line as it is, however wide the terminal."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _run_problems(options: argparse.Namespace, device: torch.device, console: Console) -> int:
@@ -284,9 +306,8 @@ def _run_problems(options: argparse.Namespace, device: torch.device, console: Co
     if device.type == "cpu" and options.shape is None and not options.full_size:
         console.print("no CUDA device: the built-in problems run at reduced sizes; their times say little")
     results = run_cases(options, device, ceilings, cases, peers, console)
-    if len(results) > 1 and EPICONV in peers:
-        console.print(report.summary_table([result for _, result in results]))
-        console.print(report.coverage_table([result for _, result in results]))
+    for part in report.summaries([result for _, result in results], _in_lines(cases)):
+        console.print(part, markup=False)
     if options.json:
         settings = {
             "seconds": options.seconds,

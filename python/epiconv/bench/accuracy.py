@@ -1,13 +1,17 @@
 """Errors against float64, and when they are small enough.
 
-A result is right when its largest error is at most twice that of plain PyTorch in the same dtype, plus one
-rounding of the output. Errors are relative to the output's scale, its largest magnitude.
+A result is right when its largest error is at most twice that of plain PyTorch in the same dtype, or TF32's
+own where float32 convolutions are set to it, plus one rounding of the output. Errors are relative to the
+output's scale, its largest magnitude.
 """
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 import torch
+
+from epiconv import _torch_private
 
 MAX_RATIO: Final = 2.0
 """How much larger than plain PyTorch's an error may be."""
@@ -90,11 +94,46 @@ def output_rounding(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
+def multiplies_tf32(x: torch.Tensor) -> bool:
+    """Whether torch lets a convolution of this tensor round what it multiplies to TF32.
+
+    Args:
+        x: the input.
+
+    Example:
+        >>> multiplies_tf32(torch.zeros(1, 8, 4, 4))
+        False
+    """
+    is_float32_on_card = x.device.type == "cuda" and x.dtype == torch.float32
+    return is_float32_on_card and _torch_private.conv_precision() == "tf32"
+
+
+def plain_error(
+    eager_error: float, x: torch.Tensor, rounded: Callable[[], torch.Tensor], expected: torch.Tensor
+) -> float:
+    """What an error is to be compared with: plain PyTorch's or, if that is larger, TF32's own.
+
+    With few channels cuDNN multiplies in float32, whatever it is set to.
+
+    Args:
+        eager_error: plain PyTorch's, from `max_error`.
+        x: the input; where its convolution is not set to TF32 the answer is `eager_error`.
+        rounded: computes in float64 what follows from input and weight rounded to TF32.
+        expected: what follows from them as they are, in float64.
+
+    Example:
+        >>> plain_error(4.6e-7, x, lambda: case.float64_result((0,), "tf32"), case.float64_result((0,)))
+        0.00036
+    """
+    return max(eager_error, max_error(rounded(), expected)) if multiplies_tf32(x) else eager_error
+
+
 def is_accurate(error: float, eager_error: float, dtype: torch.dtype) -> bool:
     """Whether an error is at most twice plain PyTorch's, plus one rounding of the output.
 
     Args:
-        error, eager_error: from `max_error`, against the same float64 result.
+        error: from `max_error`.
+        eager_error: from `plain_error`, against the same float64 result.
         dtype: of the output.
 
     Example:
@@ -112,7 +151,7 @@ def agrees_with_eager(difference: float, error: float, eager_error: float, dtype
 
     Args:
         difference: `max_difference` of the two batches.
-        error, eager_error: of the sampled images, against float64.
+        error, eager_error: as for `is_accurate`, of the sampled images.
         dtype: of the output.
 
     Example:

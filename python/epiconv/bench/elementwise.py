@@ -6,7 +6,8 @@ import torch
 
 from epiconv import functional
 from epiconv.bench.peers import make_case, to_layout
-from epiconv.bench.problems import RECIPE_IDS, Problem, find_problem
+from epiconv.bench.problems import RECIPE_IDS, Problem
+from epiconv.bench.selection import find_problem
 from epiconv.bench.timing import interleave, stopwatch_for
 
 

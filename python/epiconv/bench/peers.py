@@ -4,13 +4,20 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final
+from unittest import mock
 
 import torch
 
 import epiconv
+from epiconv import implicit_gemm
+from epiconv.arguments import normalise
 from epiconv.bench.problems import Problem, torch_convolution, torch_epilogue
+from epiconv.call import Call
+from epiconv.checks import no_cudnn
+from epiconv.convolution import round_to
+from epiconv.functional import arguments_of
 
 Function = Callable[..., torch.Tensor]
 
@@ -140,19 +147,23 @@ class Case:
             self.problem, self.dtype_word, layout, to_layout(self.weight, layout, rank), self.bias, sets
         )
 
-    def float64_result(self, images: tuple[int, ...]) -> torch.Tensor:
+    def float64_result(self, images: tuple[int, ...], precision: str | None = None) -> torch.Tensor:
         """The result for some images of the first set, computed in float64 by plain PyTorch.
 
         Args:
             images: indices into the batch.
+            precision: "tf32" to round first what the convolution multiplies, float32 tensors; None does not.
 
         Returns:
             (len(images), K, *spatial), float64.
         """
-        whole = (self.problem.input, self.problem.output)
-        x, *operands = (t[list(images)] if t.shape in whole else t for t in self.argument_sets[0])
+        per_image = self.problem.is_per_image
+        x, *operands = (t[list(images)] if per_image(t.shape) else t for t in self.argument_sets[0])
+        weight = self.weight
+        if precision is not None:
+            x, weight = round_to(x, precision), round_to(weight, precision)
         bias = None if self.bias is None else self.bias.double()
-        y = torch_convolution(self.problem)(x.double(), self.weight.double(), bias)
+        y = torch_convolution(self.problem)(x.double(), weight.double(), bias)
         return self.epilogue(y, *(operand.double() for operand in operands))
 
 
@@ -204,13 +215,15 @@ class Peer:
         name: as `--peers` takes it.
         summary: what it is.
         build: from a case, the function `f(x, b0, …)` and the case in the layout that it wants.
-        competes: whether it counts as "the best peer"; epiconv and the bare convolution do not.
+        competes: whether it counts as "the best peer"; this library and the bare convolution do not.
+        own: whether it is this library; its times are not kept from run to run.
     """
 
     name: str
     summary: str
     build: Callable[[Case], tuple[Function, Case]]
     competes: bool = True
+    own: bool = False
 
 
 def _plain(case: Case) -> Function:
@@ -286,6 +299,33 @@ def _build_implicit_gemm(case: Case) -> tuple[Function, Case]:
     return _build_epiconv(case, algorithm="implicit_gemm")
 
 
+def _build_cudnn_path(case: Case) -> tuple[Function, Case]:
+    if reason := no_cudnn(case.device):
+        raise Unavailable(reason)
+    return _build_epiconv(case, algorithm="cudnn")
+
+
+def _build_family(family: str, case: Case) -> tuple[Function, Case]:
+    # The family is read when a kernel is planned, and what `fused_conv_epilogue` has prepared for a form of
+    # tensors is not kept by family. Hence a call that is prepared for this peer alone and kept nowhere else.
+    x, *operands = case.argument_sets[0]
+    words = case.problem.conv_arguments | {"algorithm": "implicit_gemm"}
+    arguments = normalise(case.weight, *arguments_of(words))
+    with mock.patch.object(implicit_gemm, "FAMILY", family):
+        try:
+            call = Call(x, case.weight, case.bias, operands, case.problem.program, arguments)
+        except NotImplementedError as error:
+            raise Unavailable(str(error)) from None
+        for x, *_ in case.argument_sets:  # plans are kept by the input's address
+            if isinstance(plan := call.implicit_gemm(x), str):
+                raise Unavailable(plan)
+
+    def fused(x: torch.Tensor, *operands: torch.Tensor) -> torch.Tensor:
+        return call.run(x, case.weight, case.bias, operands)
+
+    return fused, case
+
+
 def explain_case(case: Case) -> Any:
     """The plan of epiconv for a case, from `epiconv.explain`.
 
@@ -324,14 +364,23 @@ PEERS: Final[dict[str, Peer]] = {
             _build_convolution_channels_last,
             competes=False,
         ),
-        Peer("epiconv_bf16", "this library, precision bf16", _build_epiconv_bf16, competes=False),
-        Peer(
-            "implicit_gemm", "this library, its own convolution kernel", _build_implicit_gemm, competes=False
+        *(
+            Peer(name, summary, build, competes=False, own=True)
+            for name, summary, build in (
+                ("epiconv_bf16", "this library, precision bf16", _build_epiconv_bf16),
+                ("implicit_gemm", "this library, its own convolution kernel", _build_implicit_gemm),
+                ("epiconv_cudnn", "this library, cuDNN and a pass behind it", _build_cudnn_path),
+                ("epiconv_sm90", "this library, kernels made for sm_90", partial(_build_family, "sm90")),
+                ("epiconv_sm80", "this library, portable kernels", partial(_build_family, "sm80")),
+                (EPICONV, "this library", _build_epiconv),
+            )
         ),
-        Peer(EPICONV, "this library", _build_epiconv, competes=False),
     )
 }
 """All peers by name, in the order of the table."""
+
+FORCED_PATHS: Final = ("epiconv_cudnn", "epiconv_sm90", "epiconv_sm80")
+"""The paths that this library chooses from, each made to run."""
 
 DEFAULT_CUDA_PEERS: Final = ("eager", "eager_channels_last", "compile", BARE_CONVOLUTION, EPICONV)
 DEFAULT_CPU_PEERS: Final = ("eager", EPICONV)

@@ -1,7 +1,7 @@
 """The problems of the benchmark: one convolution and the program behind it.
 
-The built-in ones are the fused conv + elementwise models of the public KernelBench level 2 set;
-`parse_problem` makes one from what a user writes on the command line.
+`PROBLEMS` are the fused conv + elementwise models of the public KernelBench level 2 set; the layers of
+networks are in `epiconv.bench.layers`. `parse_problem` makes one from what a user writes on the command line.
 """
 
 import math
@@ -47,6 +47,8 @@ class Problem:
         groups: as torch.
         conv_bias: whether the convolution has a bias of its own.
         why: what it is there to show.
+        network: of a layer, the network that it is from; else "".
+        half: of a layer, "tuning" or "measured", see `epiconv.bench.layers`; else "".
 
     Raises:
         ValueError: the op is unknown, ranks disagree, the output is empty, or the program does not parse
@@ -72,6 +74,8 @@ class Problem:
     groups: int = 1
     conv_bias: bool = True
     why: str = ""
+    network: str = ""
+    half: str = ""
 
     def __post_init__(self) -> None:
         if self.op not in _OPS:
@@ -172,7 +176,21 @@ class Problem:
         """
         extent = _REDUCED_EXTENT[self.spatial_rank]
         spatial = tuple(min(size, extent) for size in self.input[2:])
-        return replace(self, input=(min(self.input[0], 2), self.input[1], *spatial))
+        batch = min(self.input[0], 2)
+        operands = tuple(
+            (batch, *shape[1:]) if not isinstance(shape, str) and self.is_per_image(shape) else shape
+            for shape in self.operands
+        )
+        return replace(self, input=(batch, self.input[1], *spatial), operands=operands)
+
+    def is_per_image(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape, input, output or operand, has values of its own for each image.
+
+        Example:
+            >>> find_problem("diffusion-3x3-320-b8").is_per_image((8, 320, 1, 1))
+            True
+        """
+        return len(shape) == len(self.input) and shape[0] == self.input[0]
 
 
 def torch_convolution(problem: Problem) -> Callable[..., torch.Tensor]:
@@ -283,50 +301,11 @@ PROBLEMS: Final[tuple[Problem, ...]] = (
     Problem("kb87", "Conv2d_Subtract_Subtract_Mish", "conv2d", (128, 8, 256, 256), 64, (3, 3),
             "v1 = sub(v0, 0.5); v2 = sub(v1, 0.2); v3 = mish(v2)", why="2.1 GB of output"),
 )  # fmt: skip
-"""The built-in problems, in the order of the project's table."""
+"""Those of KernelBench, in the order of the project's table."""
 
 RECIPE_IDS: Final = ("kb31", "kb1", "kb21", "kb2")
 SMALL_IDS: Final = ("kb20", "kb48", "kb57", "kb71")
 """Those whose floor on an H200 is below 0.2 ms in float32."""
-
-
-def find_problem(problem_id: str) -> Problem:
-    """The built-in problem of that id.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for problem in PROBLEMS:
-        if problem.id == problem_id:
-            return problem
-    known = ", ".join(problem.id for problem in PROBLEMS)
-    raise ValueError(f"unknown problem {problem_id!r}; there are {known}, and the groups all, recipes, small")
-
-
-def select_problems(words: str) -> tuple[Problem, ...]:
-    """The problems that `--problems` names.
-
-    Args:
-        words: ids and the groups all, recipes, small, separated by commas.
-
-    Returns:
-        Each problem once, in the order named.
-
-    Raises:
-        ValueError: a word is neither.
-
-    Example:
-        >>> [problem.id for problem in select_problems("kb4,recipes")]
-        ['kb4', 'kb31', 'kb1', 'kb21', 'kb2']
-    """
-    groups = {"all": tuple(p.id for p in PROBLEMS), "recipes": RECIPE_IDS, "small": SMALL_IDS}
-    chosen: dict[str, Problem] = {}
-    for word in filter(None, re.split(r"[,\s]+", words)):
-        for problem_id in groups.get(word, (word,)):
-            chosen[problem_id] = find_problem(problem_id)
-    if not chosen:
-        raise ValueError("no problem is named")
-    return tuple(chosen.values())
 
 
 def parse_extents(text: str) -> tuple[int, ...]:

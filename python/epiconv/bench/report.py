@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,13 +15,24 @@ from rich.table import Table
 from epiconv.bench.ceilings import Ceilings
 from epiconv.bench.elementwise import Bandwidth
 from epiconv.bench.host import HostTimes
-from epiconv.bench.peers import EPICONV, PEERS
+from epiconv.bench.peers import BARE_CONVOLUTION, EPICONV, PEERS
 from epiconv.bench.results import CONTROL_DRIFT, CaseResult, Row
+from epiconv.bench.summary import (
+    SLOWER_THAN_PATH,
+    SLOWER_THAN_PEER,
+    layer_means,
+    slow_choices,
+    slow_layers,
+)
 
 SCHEMA: Final = 1
 """Version of the JSON files; a change that a reader would notice raises it."""
 
+MOST_TABLES: Final = 16
+"""With more cases each is one line, not a table."""
+
 _FILE_WIDTH: Final = 140
+_LINE: Final = "{:<{width}} {:<9} {:<13} {:>8} {:<20} {:>8} {:>10} {:>6} {:>6} {:>7}  {:<3} {}"
 
 
 def make_console() -> Console:
@@ -129,13 +140,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def kept_times(results: Iterable[tuple[str, CaseResult]], device: torch.device) -> dict[str, Any]:
-    """The content of the file that `--keep-peers` writes: the peers' times, epiconv's left out.
+    """The content of the file that `--keep-peers` writes: the peers' times, those of this library left out.
 
     Args:
         results: (case key, result).
         device: where they ran.
     """
-    cases = {key: {row.peer: row.ms for row in result.rows if row.peer != EPICONV} for key, result in results}
+    cases = {
+        key: {row.peer: row.ms for row in result.rows if not PEERS[row.peer].own} for key, result in results
+    }
     return {"schema": SCHEMA, "environment": environment(device), "ms": cases}
 
 
@@ -202,7 +215,7 @@ def _cells(row: Row) -> list[str]:
         f"{row.tflops:.3g}",
         f"{row.gbps:.4g}",
         f"{row.floor_percent:.1f}",
-        "" if row.best_peer_ratio is None else f"{row.best_peer_ratio:.2f}",
+        _ratio(row.best_peer_ratio),
         "" if check is None else f"{check.max_error:.1e}",
         "" if check is None else "yes" if check.ok else "NO",
     ]
@@ -218,6 +231,114 @@ def milliseconds(ms: float) -> str:
     return f"{ms:.4f}" if ms < 0.1 else f"{ms:.3f}" if ms < 100 else f"{ms:.1f}"
 
 
+def _row_ms(row: Row | None) -> str:
+    return "" if row is None else milliseconds(row.ms)
+
+
+def _ratio(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}"
+
+
+def overview_heading(width: int) -> str:
+    """What stands above `overview_line`s.
+
+    Args:
+        width: of the longest problem's id.
+    """
+    numbers = ("epiconv ms", "× bare", "× peer", "% floor")
+    return _LINE.format(
+        *("problem", "dtype", "layout", "bare ms", "best peer", "ms", *numbers, "ok", "kernel"), width=width
+    )
+
+
+def overview_line(result: CaseResult, width: int) -> str:
+    """One case in one line: bare convolution, best peer and epiconv, the first two's times over epiconv's.
+
+    Args:
+        result: the case.
+        width: of the longest problem's id.
+
+    Example:
+        >>> print(overview_heading(4), overview_line(result, 4), sep="\\n")
+    """
+    own, best = result.epiconv, result.best_peer
+    return _LINE.format(
+        *(result.problem, result.dtype, result.layout, _row_ms(result.row(BARE_CONVOLUTION))),
+        *("" if best is None else best.peer, _row_ms(best), _row_ms(own)),
+        *(_ratio(result.bare_ratio), _ratio(result.peer_ratio)),
+        "" if own is None else f"{own.floor_percent:.1f}",
+        "yes" if result.ok else "NO",
+        result.plan["kernel"] if result.plan else result.unavailable.get(EPICONV, ""),
+        width=width,
+    )
+
+
+def unavailable_notes(results: Iterable[CaseResult]) -> list[str]:
+    """For each peer that could not run everywhere in how many cases, and the reason in the first.
+
+    Args:
+        results: the cases.
+    """
+    found: dict[str, list[str]] = {}
+    for result in results:
+        for peer, reason in result.unavailable.items():
+            where = f"{result.problem} {result.dtype} {result.layout}"
+            found.setdefault(peer, []).append(f"{where}: {reason}")
+    return [
+        f"{peer} not available in {len(cases)} of the cases, the first {cases[0]}"
+        for peer, cases in found.items()
+    ]
+
+
+def summaries(results: Sequence[CaseResult], in_lines: bool) -> Iterator[Table | str]:
+    """What is printed behind the cases: tables, and lines of text.
+
+    Args:
+        results: all cases.
+        in_lines: whether the cases were printed as `overview_line`s, not as tables.
+
+    Example:
+        >>> for part in summaries(results, in_lines=False):
+        ...     console.print(part)
+    """
+    if in_lines:
+        yield from unavailable_notes(results)
+    elif len(results) > 1 and any(result.epiconv for result in results):
+        yield summary_table(results)
+        yield coverage_table(results)
+    if means := layer_means(results):
+        table = plain_table("layers of networks: geometric means of times / epiconv's")
+        add_columns(table, ["layout", "dtype", "half"], ["layers", "bare convolution", "best peer"])
+        for mean in means:
+            table.add_row(
+                *(mean.layout, mean.dtype, mean.half, str(mean.layers), _ratio(mean.bare), _ratio(mean.peer))
+            )
+        yield table
+        title = f"layers over {SLOWER_THAN_PEER - 1:.0%} slower than the best peer"
+        yield _slow_table(title, [(result, result.best_peer) for result in slow_layers(results)])
+    if any(result.best_path for result in results):
+        title = f"choices over {SLOWER_THAN_PATH - 1:.0%} slower than the best path"
+        yield _slow_table(title, [(result, result.best_path) for result in slow_choices(results)])
+
+
+def _slow_table(title: str, cases: Sequence[tuple[CaseResult, Row | None]]) -> Table | str:
+    """Cases and what is faster there; a line where there are none."""
+    if not cases:
+        return f"{title}: none"
+    table = plain_table(title)
+    add_columns(
+        table, ["problem", "dtype", "layout", "epiconv's kernel", "faster"], ["epiconv ms", "ms", "ratio"]
+    )
+    for result, row in cases:
+        table.add_row(
+            *(result.problem, result.dtype, result.layout),
+            result.plan["kernel"] if result.plan else "",
+            "" if row is None else row.peer,
+            *(_row_ms(result.epiconv), _row_ms(row), _ratio(result.over_epiconv(row))),
+        )
+    return table
+
+
 def summary_table(results: Sequence[CaseResult]) -> Table:
     """epiconv against the best peer, a row per case."""
     table = plain_table("epiconv against the best peer")
@@ -225,19 +346,17 @@ def summary_table(results: Sequence[CaseResult]) -> Table:
         table, ["problem", "dtype", "layout", "best peer"], ["ms", "epiconv ms", "ratio", "% of floor", "ok"]
     )
     for result in results:
-        own = result.row(EPICONV)
+        own, best = result.epiconv, result.best_peer
         if own is None:
             continue
-        rivals = [row for row in result.rows if PEERS[row.peer].competes]
-        best = min(rivals, key=lambda row: row.ms, default=None)
         table.add_row(
             result.problem,
             result.dtype,
             result.layout,
             "" if best is None else best.peer,
-            "" if best is None else milliseconds(best.ms),
+            _row_ms(best),
             milliseconds(own.ms),
-            "" if own.best_peer_ratio is None else f"{own.best_peer_ratio:.2f}",
+            _ratio(result.peer_ratio),
             f"{own.floor_percent:.1f}",
             "yes" if result.ok else "NO",
         )

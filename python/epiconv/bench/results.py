@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from epiconv.bench.peers import EPICONV, PEERS
+from epiconv.bench.peers import BARE_CONVOLUTION, EPICONV, FORCED_PATHS, PEERS
 from epiconv.bench.problems import Problem
 from epiconv.bench.timing import Timing
 
@@ -77,6 +77,7 @@ class CaseResult:
 
     Attributes:
         problem, name, op, input, output, program, dtype, layout: what was computed.
+        network, half: of a layer, as in `Problem`; else "".
         math: of the convolution, as in `peers.math_name`.
         flops, bytes: of the problem, every tensor touched once.
         floor_ms, floor_by: the least time, and what bounds it.
@@ -96,6 +97,8 @@ class CaseResult:
     input: tuple[int, ...]
     output: tuple[int, ...]
     program: str
+    network: str
+    half: str
     dtype: str
     layout: str
     math: str
@@ -116,15 +119,58 @@ class CaseResult:
         return next((row for row in self.rows if row.peer == peer), None)
 
     @property
+    def epiconv(self) -> Row | None:
+        """The row of this library, with the path that it chooses; or None."""
+        return self.row(EPICONV)
+
+    @property
+    def best_peer(self) -> Row | None:
+        """The fastest of the peers that compete, or None."""
+        rivals = (row for row in self.rows if PEERS[row.peer].competes)
+        return min(rivals, key=lambda row: row.ms, default=None)
+
+    @property
+    def best_path(self) -> Row | None:
+        """The fastest of `peers.FORCED_PATHS` that is right, or None where none ran."""
+        paths = (row for row in self.rows if row.peer in FORCED_PATHS and (row.check is None or row.check.ok))
+        return min(paths, key=lambda row: row.ms, default=None)
+
+    def over_epiconv(self, row: Row | None) -> float | None:
+        """A peer's time / epiconv's: above 1 epiconv is faster. None where one of the two did not run.
+
+        Args:
+            row: of this case, or None.
+        """
+        own = self.epiconv
+        return None if row is None or own is None else row.ms / own.ms
+
+    @property
+    def bare_ratio(self) -> float | None:
+        """Time of the convolution alone, in the same layout / epiconv's."""
+        return self.over_epiconv(self.row(BARE_CONVOLUTION))
+
+    @property
+    def peer_ratio(self) -> float | None:
+        """Time of the best peer / epiconv's."""
+        return self.over_epiconv(self.best_peer)
+
+    @property
+    def path_ratio(self) -> float | None:
+        """Time of the best path / epiconv's, which chose one of them."""
+        return self.over_epiconv(self.best_path)
+
+    @property
     def ok(self) -> bool:
         """Whether epiconv, if it was asked for, ran and was right."""
-        row = self.row(EPICONV)
+        row = self.epiconv
         return EPICONV not in self.unavailable and (row is None or row.check is None or row.check.ok)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain lists, dicts, numbers and strings; `ok` and `control.moved` included."""
+        """Plain lists, dicts, numbers and strings; `ok`, `best_path` and `control.moved` included."""
         values = asdict(self)
         values["ok"] = self.ok
+        best = self.best_path
+        values["best_path"] = best and {"peer": best.peer, "ms": best.ms, "ratio": self.path_ratio}
         if self.control is not None:
             values["control"]["moved"] = self.control.moved
         return values

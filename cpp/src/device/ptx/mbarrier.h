@@ -6,7 +6,9 @@
 #pragma once
 
 #include <cstdint>
+#if defined(EPICONV_WATCHDOG) && !defined(__CUDACC_RTC__)
 #include <cstdio>
+#endif
 
 namespace epiconv::ptx {
 
