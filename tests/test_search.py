@@ -140,6 +140,18 @@ def test_during_a_capture_rules_decide_and_are_not_kept(core, measured, monkeypa
     assert len(measured) == 1 and core.runs[-1][0].family == "sm90_compiled"
 
 
+def test_the_setting_of_each_call(core, measured, monkeypatch):
+    """Also for a form that rules leave to torch."""
+    core.why_slower = "a reason"
+    wanted = [False]
+    monkeypatch.setattr(compiler, "is_wanted", lambda: wanted[0])
+    for benchmark, runs in ((False, 0), (True, 4), (False, 4), (True, 5)):
+        wanted[0] = benchmark
+        call()
+        assert len(core.runs) == runs
+    assert len(measured) == 1
+
+
 def test_settings_that_forbid_it(monkeypatch):
     card = torch.device("cuda", 0)
     monkeypatch.setattr(search.packed_weights, "capturing", lambda: False)

@@ -39,6 +39,16 @@ is_wanted: Final = _SETTINGS[SETTING]
 """Whether kernels are to be compiled, by the settings of now."""
 
 
+def follows_torch() -> bool:
+    """Whether `is_wanted` is a setting of torch, which may change from call to call.
+
+    Example:
+        >>> follows_torch()
+        True
+    """
+    return SETTING == "benchmark"
+
+
 def cache_directory() -> str:
     """Where compiled kernels are kept, "" for nowhere.
 

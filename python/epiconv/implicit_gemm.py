@@ -145,6 +145,7 @@ class ImplicitGemm:
         self._plans: dict[tuple[str, str, str, int], _core.ConvPlan | str] = {}
         self._device = device
         self._is_free = arguments.algorithm == "auto"
+        self._family = FAMILY
         # All that times depend on, but for the math and the input's alignment.
         self._form = (
             *(device, arguments, program.text, shape, dtype, memory_format),
@@ -181,7 +182,8 @@ class ImplicitGemm:
         return "to be measured beside other ways by the first call" if self._is_searched() else ""
 
     def why_never(self, input: torch.Tensor) -> str:
-        """Why no input of the form can run, whatever its address and the settings; "" if one may.
+        """Why no input of the form can run, whatever its address and the settings; "" if one may, or if the
+        setting of now, that nothing is to be measured, may change.
 
         Args:
             input: of the form.
@@ -191,7 +193,7 @@ class ImplicitGemm:
         if not isinstance(plan, str) or location % _ALIGNMENT != 0:
             return ""
         compiles = compiler.is_wanted()
-        if self._is_searched():
+        if self._is_searched() or (self._is_free and compiler.follows_torch() and self._family == "any"):
             return ""
         never = all(isinstance(self._plan_at(compiles, math, location), str) for math in self._maths)
         return plan if never else ""
@@ -201,7 +203,12 @@ class ImplicitGemm:
 
     def _is_searched(self) -> bool:
         """Whether what is fastest is to be measured, by the settings of now."""
-        return self._is_free and FAMILY == "any" and compiler.is_wanted() and search.is_possible(self._device)
+        return (
+            self._is_free
+            and self._family == "any"
+            and compiler.is_wanted()
+            and search.is_possible(self._device)
+        )
 
     def _found(self, input: torch.Tensor) -> search.Found | None:
         return search.remembered(self._search_key(address(input))) if self._is_searched() else None
@@ -212,7 +219,7 @@ class ImplicitGemm:
     def _plan_at(self, compiles: bool, math: str, location: int) -> "_core.ConvPlan | str":
         """The core's plan, or why there is none or, for "auto", had better be none."""
         compile = "never" if not compiles else "if faster" if self._is_free else "always"
-        plan = self._plan_of(FAMILY, compile, math, location)
+        plan = self._plan_of(self._family, compile, math, location)
         if self._is_free and not isinstance(plan, str) and plan.why_slower:
             return f"{plan.why_slower}; algorithm='implicit_gemm' runs it all the same"
         return plan

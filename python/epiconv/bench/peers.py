@@ -371,6 +371,11 @@ PEERS: Final[dict[str, Peer]] = {
                 ("implicit_gemm", "this library, its own convolution kernel", _build_implicit_gemm),
                 ("epiconv_cudnn", "this library, cuDNN and a pass behind it", _build_cudnn_path),
                 ("epiconv_sm90", "this library, kernels made for sm_90", partial(_build_family, "sm90")),
+                (
+                    "epiconv_sm90_compiled",
+                    "this library, kernels compiled for sm_90",
+                    partial(_build_family, "sm90_compiled"),
+                ),
                 ("epiconv_sm80", "this library, portable kernels", partial(_build_family, "sm80")),
                 (EPICONV, "this library", _build_epiconv),
             )
@@ -379,7 +384,7 @@ PEERS: Final[dict[str, Peer]] = {
 }
 """All peers by name, in the order of the table."""
 
-FORCED_PATHS: Final = ("epiconv_cudnn", "epiconv_sm90", "epiconv_sm80")
+FORCED_PATHS: Final = ("epiconv_cudnn", "epiconv_sm90", "epiconv_sm90_compiled", "epiconv_sm80")
 """The paths that this library chooses from, each made to run."""
 
 DEFAULT_CUDA_PEERS: Final = ("eager", "eager_channels_last", "compile", BARE_CONVOLUTION, EPICONV)
