@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 import fuzz_norms
 import torch
 from exact_convolution import exact_convolution
-from fuzz_problems import FAMILIES, draw, operand_shape, strides_of
+from fuzz_problems import COMPILED_FAMILIES, FAMILIES, draw, operand_shape, strides_of
 
 from epiconv import _core, compiler
 from epiconv.core_tensors import operand_layout, operand_reader
@@ -167,9 +167,9 @@ def is_named(conv, kernel, family, capability):
     if 0 in conv.output:
         return kernel == "none"
     any_family = ("sm80", "sm90") if capability == (9, 0) else ("sm80",)
-    families = {"any": any_family, "sm90_compiled": ("sm90",)}.get(family, (family,))
+    families = {"any": any_family} | dict.fromkeys(COMPILED_FAMILIES, ("sm90",))
     kind = "dgrad" if conv.transposed else "fprop"
-    return any(kernel.startswith(f"{kind}_{each}_{conv.math}_") for each in families)
+    return any(kernel.startswith(f"{kind}_{each}_{conv.math}_") for each in families.get(family, (family,)))
 
 
 def is_compiled(plan):
@@ -183,7 +183,7 @@ def may_be_interpreted(plan):
 
 
 def check(conv, device, tally=None, compile="never"):
-    """Runs one problem, on kernels of sm_80 behind others.
+    """Runs one problem, on kernels of sm_80 behind others of the library.
 
     Args:
         tally: a `Tally` to add to.
@@ -197,7 +197,7 @@ def check(conv, device, tally=None, compile="never"):
     on_card = device.type == "cuda"
     capability = torch.cuda.get_device_capability(device) if on_card else (9, 0)
     for family in (conv.family, "sm80"):
-        compiles = "always" if family == "sm90_compiled" else compile
+        compiles = "always" if family in COMPILED_FAMILIES else compile
         plan = plan_of(conv, given, family, capability, compiles)
         if isinstance(plan, str):
             return (False, plan) if family.startswith("sm90") else (True, f"{family} refuses it: {plan}")
@@ -212,7 +212,7 @@ def check(conv, device, tally=None, compile="never"):
         expected = convolved(conv, given) if expected is None and 0 not in conv.output else expected
         if finding := _run(conv, given, plan, expected, device):
             return True, f"{plan.kernel} {finding}"
-        if "_sm90_" not in plan.kernel:
+        if "_sm90_" not in plan.kernel or family in COMPILED_FAMILIES:
             break
     return True, ""
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 MODES = ("zeros", "reflect", "replicate", "circular")
 LAYOUTS = ("contiguous", "channels_last", "sliced", "turned", "expanded", "rows")
 DTYPES = ("float32", "float16", "bfloat16")
-FAMILIES = ("any", "sm80", "sm90", "sm90_compiled")
+COMPILED_FAMILIES = ("sm90_compiled", "sm90_im2col")  # for each problem, or not at all
+FAMILIES = ("any", "sm80", "sm90", *COMPILED_FAMILIES)
 MOST_PRODUCTS = 2**31  # per problem, to keep the float64 reference quick
 MOST_OUTPUTS = 2**26  # and small
 # Behind a bias they have evaluators of their own.

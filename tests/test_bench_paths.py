@@ -58,9 +58,9 @@ def test_a_path_that_the_core_refuses_says_so(core):
 
 def test_the_best_path_of_a_case(core, setting):
     setting("ieee")
-    core.refuse = lambda plan: "not for it" if plan.family == "sm90" else ""
+    core.refuse = lambda plan: "not for it" if plan.family.startswith("sm90") else ""
     result = quick(SMALL, ["eager", *FORCED_PATHS, "epiconv"])
-    assert sorted(result.unavailable) == ["epiconv_cudnn", "epiconv_sm90"]
+    assert set(FORCED_PATHS) - set(result.unavailable) == {"epiconv_sm80"}
     best, own = result.row("epiconv_sm80"), result.row("epiconv")
     assert result.best_path == best and best.check.ok and best.check.batch_difference is None
     assert result.as_json()["best_path"] == {

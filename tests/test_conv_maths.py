@@ -1,5 +1,6 @@
 """What the path "implicit_gemm" multiplies, and of which family its kernels are."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -90,7 +91,7 @@ def test_a_math_that_is_refused(refused, core, setting):
             assert torch.equal(ran(core, FINE, WEIGHT, algorithm=algorithm), EXPECTED[other])
 
 
-@pytest.mark.parametrize("family", ["any", "sm80", "sm90", "sm90_compiled"])
+@pytest.mark.parametrize("family", ["any", "sm80", "sm90", "sm90_compiled", "sm90_im2col"])
 @pytest.mark.parametrize("capability", [(8, 0), (8, 9), (9, 0)])
 def test_the_core_is_told_the_card_and_the_family(capability, family, core, monkeypatch):
     monkeypatch.setattr(implicit_gemm, "FAMILY", family)
@@ -104,7 +105,7 @@ READ_AGAIN = """
 import importlib, os
 from epiconv import implicit_gemm
 print(implicit_gemm.FAMILY)
-for word in ("any", "sm80", "sm90", "sm90_compiled"):
+for word in ("any", "sm80", "sm90", "sm90_compiled", "sm90_im2col"):
     os.environ["EPICONV_KERNELS"] = word
     print(implicit_gemm.FAMILY, importlib.reload(implicit_gemm).FAMILY)
 """
@@ -112,9 +113,9 @@ for word in ("any", "sm80", "sm90", "sm90_compiled"):
 
 def test_the_family_is_read_when_the_module_is_imported():
     done = run_python(READ_AGAIN)
-    assert done.stdout.splitlines() == ["any", "any any", "any sm80", "sm80 sm90", "sm90 sm90_compiled"], (
-        done.stderr
-    )
+    words = ["any", "any", "sm80", "sm90", "sm90_compiled", "sm90_im2col"]
+    before_and_after = [f"{before} {after}" for before, after in pairwise(words)]
+    assert done.stdout.splitlines() == ["any", *before_and_after], done.stderr
 
 
 @pytest.mark.parametrize("word", ["sm70", "", "SM80"])
@@ -122,4 +123,5 @@ def test_a_family_that_is_not_there(word):
     done = run_python("import epiconv", EPICONV_KERNELS=word)
     assert done.returncode != 0
     last = done.stderr.splitlines()[-1]
-    assert last == f"ValueError: EPICONV_KERNELS is {word!r}, but it is one of any, sm80, sm90, sm90_compiled"
+    known = "any, sm80, sm90, sm90_compiled, sm90_im2col"
+    assert last == f"ValueError: EPICONV_KERNELS is {word!r}, but it is one of {known}"

@@ -267,7 +267,8 @@ py::object make_conv_plan(const ConvProblem& conv, const std::string& math, cons
       parse_dtype(output_dtype),
       std::move(output_strides),
       ComputeCapability{capability[0], capability[1]},
-      parse_word<ConvFamily>("family of kernels", family, {"any", "sm80", "sm90", "sm90_compiled"}),
+      parse_word<ConvFamily>("family of kernels", family,
+                             {"any", "sm80", "sm90", "sm90_compiled", "sm90_im2col"}),
       parse_word<Compile>("word for what is compiled", compile, {"never", "if faster", "always"})};
   std::string why_not;
   std::optional<ConvPlan> plan;

@@ -161,7 +161,7 @@ def make_conv_plan(
     output_dtype: str,
     output_strides: Sequence[int],  # (N, K, spatial…), elements
     capability: tuple[int, int],  # compute capability of the card
-    family: str = "any",  # of kernels: "any", "sm80", "sm90", "sm90_compiled"
+    family: str = "any",  # of kernels: "any", "sm80", "sm90", "sm90_compiled", "sm90_im2col"
     compile: str = "never",  # for this plan, at run time: "never", "if faster" (`why_slower` is ""), "always"
 ) -> ConvPlan | str:
     """The plan, or why no kernel can run it: a sentence without a full stop."""

@@ -9,7 +9,8 @@ this module is imported; what is none of these words raises a ValueError then:
 - "any", as without the variable: whichever is fastest.
 - "sm80": those that take any convolution, on any card of compute capability 8.0 or newer.
 - "sm90": those made for compute capability 9.0, which take some.
-- "sm90_compiled": those compiled for the plan on 9.0, which take any but for products of float32.
+- "sm90_compiled": those compiled for the plan on 9.0, which take any but for products of float32;
+- "sm90_im2col": compiled, too, of channels that lie side by side, or are copied so.
 """
 
 import os
@@ -35,7 +36,7 @@ _ALIGNMENT: Final = 16  # bytes; no kernel asks more of an address
 _MATHS: Final = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 _MATHS_OF_SETTINGS: Final = ("tf32", "ieee")  # of float32, by torch's setting
 
-_FAMILIES: Final = ("sm90", "sm90_compiled", "sm80")
+_FAMILIES: Final = ("sm90", "sm90_compiled", "sm90_im2col", "sm80")
 
 FAMILY: Final = os.environ.get("EPICONV_KERNELS", "any")
 """Of the kernels that are planned."""

@@ -27,11 +27,12 @@ enum class ConvFamily : std::uint8_t {
   kSm80,          // any convolution, on any card from compute capability 8.0 on
   kSm90,          // some, on 9.0
   kSm90Compiled,  // any but for products of float32, on 9.0, compiled for the plan
+  kSm90Im2col,    // nearly as many, of channels that lie side by side, or are copied so; compiled, too
 };
 
 // Whether a kernel is compiled for the plan at run time (epiconv/compiler.h), which takes seconds, and is
 // kept for later processes. Where it cannot be, one of the library's runs. It concerns kernels of sm_80, and
-// those of kSm90Compiled, which are there only if it is not kNever.
+// those that are compiled for the plan, which are there only if it is not kNever.
 enum class Compile : std::uint8_t {
   kNever,
   kIfFaster,  // than a pass behind another convolution: where ConvPlan::why_slower is ""

@@ -35,6 +35,9 @@ std::unique_ptr<const ConvEngine> make_sm80_engine(const ConvPlanProblem& proble
 // The portable convolution compiled for the plan, with products of warpgroups.
 std::unique_ptr<const ConvEngine> make_sm90_compiled_engine(const ConvPlanProblem& problem,
                                                             std::string& why_not);
+// The same, of what the copy engine brings.
+std::unique_ptr<const ConvEngine> make_sm90_im2col_engine(const ConvPlanProblem& problem,
+                                                          std::string& why_not);
 std::unique_ptr<const ConvEngine> make_sm90_engine(const ConvPlanProblem& problem, std::string& why_not);
 
 // The program behind a convolution that has stored what it computes, without bias, in float32.

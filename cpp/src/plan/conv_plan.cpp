@@ -54,6 +54,9 @@ Chosen choose(const ConvPlanProblem& problem, std::string& why_not) {
     return chosen(make_sm90_compiled_engine(problem, why_not), "compiled kernels of sm_90a are asked for",
                   "");
   }
+  if (problem.family == ConvFamily::kSm90Im2col) {
+    return chosen(make_sm90_im2col_engine(problem, why_not), "im2col kernels of sm_90a are asked for", "");
+  }
   std::unique_ptr<const ConvEngine> sm90 = make_sm90_engine(problem, why_not);
   if (problem.family == ConvFamily::kSm90) {
     return chosen(std::move(sm90), "kernels of sm_90a are asked for", "");

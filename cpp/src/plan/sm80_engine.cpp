@@ -1,6 +1,7 @@
 // The portable convolution as an engine. It takes whatever can be computed with 32-bit index arithmetic; what
 // its epilogue cannot do in one go is done by a pass behind it, on what it has stored in float32.
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "device/gates.h"
@@ -53,8 +54,42 @@ bool in_pieces(const ConvPlanProblem& problem, const sm80::TensorLayout& input, 
   return true;
 }
 
+// Of an element of an output whose pixels follow each other, with filters side by side, in rows of the copy
+// engine's granularity; else 0.
+int dense_bytes(const sm80::TensorLayout& output, const ConvProblem& conv) {
+  const int size = dtype_size(output.dtype);
+  if (output.strides[1] != 1 || conv.K() * size % sm80::kPieceBytes != 0) return 0;
+  std::int64_t stride = conv.K();
+  for (std::size_t d = conv.output().size(); d-- > 0;) {
+    if (d == 1) continue;
+    const std::size_t at = d == 0 ? 0 : d + 2 + kDims - conv.output().size();
+    if (conv.output()[d] > 1 && output.strides[at] != stride) return 0;
+    stride *= conv.output()[d];
+  }
+  return size;
+}
+
+// The operand that is laid out like the output, element for element, or -1.
+int operand_like_output(const sm80::ImplicitConvProblem& problem) {
+  for (int i = 0; i < kNumOperandPlaces; ++i) {
+    const sm80::TensorLayout& operand = problem.operands[i];
+    if (!problem.program.reads(i) || operand.dtype != problem.output.dtype) continue;
+    if (std::equal(std::begin(operand.strides), std::end(operand.strides),
+                   std::begin(problem.output.strides)))
+      return i;
+  }
+  return -1;
+}
+
+// Of the kernels.
+enum class Kind {
+  kPortable,
+  kWarpgroups,  // compiled with products of warpgroups, or not at all
+  kIm2col       // and of what the copy engine brings
+};
+
 sm80::GeometryProblem geometry_problem(const ConvPlanProblem& problem,
-                                       const sm80::ImplicitConvProblem& planned, bool has_warpgroups) {
+                                       const sm80::ImplicitConvProblem& planned, Kind kind) {
   const ConvProblem& conv = problem.conv;
   sm80::GeometryProblem result{};
   result.batch = conv.N();
@@ -77,9 +112,13 @@ sm80::GeometryProblem geometry_problem(const ConvPlanProblem& problem,
   result.stores_images = result.stores_columns && (output[3] == 0 || output[3] == result.output[2]) &&
                          (output[2] == 0 || output[2] == result.output[1] * result.output[2]);
   result.in_pieces = planned.in_pieces;
-  result.has_warpgroups = has_warpgroups;
+  result.dense_bytes = dense_bytes(planned.output, conv);
+  result.stages_operand = planned.staged_operand >= 0;
+  result.has_warpgroups = kind != Kind::kPortable;
+  result.is_im2col = kind == Kind::kIm2col;
   // Sums of warpgroups wait in shared memory, and leave registers for more loads of operands at once.
-  result.chunk_sums = sm80::chunk_sums(planned.program) * (has_warpgroups ? 2 : 1);
+  result.chunk_sums = sm80::chunk_sums(planned.program) * (kind == Kind::kWarpgroups ? 2 : 1);
+  if (kind == Kind::kIm2col) result.chunk_sums = 16;
   for (int i = 0; i < kNumOperandPlaces; ++i) {
     const bool is_read = planned.program.reads(i);
     result.filter_operands += is_read && sm80::is_of_filters(planned.operands[i]) ? 1 : 0;
@@ -114,8 +153,7 @@ class Sm80Engine final : public ConvEngine {
   void pack(const WeightSource& weight, void* packed, int device, void* stream) const override;
   void run(const PassPointers& pointers, const void* weights, int device, void* stream) const override;
 
-  // `has_warpgroups`: compiled with products of warpgroups, or not at all.
-  std::string plan(const ConvPlanProblem& given, bool has_warpgroups);
+  std::string plan(const ConvPlanProblem& given, Kind kind);
 
  private:
   static constexpr std::int32_t kFewChannels = 8;  // which fill no row of what other kernels multiply
@@ -148,6 +186,24 @@ class Sm80Engine final : public ConvEngine {
     return "";
   }
 
+  // Whether channels lie side by side, or the input is copied first, or why neither.
+  std::string set_turn(const ConvPlanProblem& given) {
+    if (given.padding_mode != PaddingMode::kZeros) return "the copy engine pads with zeros only";
+    const DType multiplied = given.math == ConvMath::kTf32   ? DType::kFloat32
+                             : given.math == ConvMath::kBf16 ? DType::kBFloat16
+                                                             : DType::kFloat16;
+    bool has_steps = true;  // no two pixels lie in one place
+    std::int64_t pixels = given.conv.N();
+    for (std::size_t d = 0; d < given.conv.input().size(); ++d) {
+      has_steps = has_steps && (given.conv.input()[d] == 1 || given.input_strides[d] != 0);
+      if (d > 1) pixels *= given.conv.input()[d];
+    }
+    problem_.turns_input = !problem_.in_pieces || !has_steps || given.input_dtype != multiplied;
+    if (pixels == 0) return "the input has no pixels";
+    if (pixels > std::numeric_limits<std::int32_t>::max()) return "the input has too many pixels";
+    return "";
+  }
+
   std::size_t pass_bytes() const {
     if (division_ == Division::kAtNorm) return tables_bytes_;
     return pass_ == nullptr ? 0 : pass_->workspace_bytes();
@@ -167,7 +223,8 @@ class Sm80Engine final : public ConvEngine {
 std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // "" or why it cannot be.
-std::string Sm80Engine::plan(const ConvPlanProblem& given, bool has_warpgroups) {
+std::string Sm80Engine::plan(const ConvPlanProblem& given, Kind kind) {
+  const bool has_warpgroups = kind != Kind::kPortable;
   LoweringOptions options;
   options.has_bias = given.bias.has_value();
   options.divide_by_reciprocal = true;
@@ -199,9 +256,11 @@ std::string Sm80Engine::plan(const ConvPlanProblem& given, bool has_warpgroups) 
     if (!problem_.program.reads(operand.place)) continue;
     problem_.operands[operand.place] = tensor_layout(operand.dtype, extents, operand.strides);
   }
+  if (kind == Kind::kIm2col) problem_.staged_operand = operand_like_output(problem_);
   std::string why_not = has_warpgroups ? why_no_warpgroups(given) : "";
+  if (why_not.empty() && kind == Kind::kIm2col) why_not = set_turn(given);
   if (why_not.empty()) {
-    why_not = sm80::plan_geometry(geometry_problem(given, problem_, has_warpgroups), problem_.geometry);
+    why_not = sm80::plan_geometry(geometry_problem(given, problem_, kind), problem_.geometry);
   }
   if (!why_not.empty()) return why_not;
   is_compiled_ =
@@ -228,7 +287,8 @@ std::string Sm80Engine::plan(const ConvPlanProblem& given, bool has_warpgroups) 
   }
   // Packed weights are of the boxes, too, and so of the input's extents.
   const sm80::Geometry& g = problem_.geometry;
-  format_ = concat("sm80/", name_of(given.math), "/", g.groups, g.transposed ? "/transposed" : "");
+  format_ = concat(g.is_im2col ? "im2col/" : "sm80/", g.is_im2col && g.filters_are_rows ? "rows/" : "",
+                   name_of(given.math), "/", g.groups, g.transposed ? "/transposed" : "");
   for (int d = 0; d < kDims; ++d) {
     format_ += concat("/", g.transposed ? g.stride[d] : 1, ",", g.padding[d], ",", g.dilation[d], ",",
                       g.box[d], g.joined[d] ? concat("+", g.box_low[d]) : "");
@@ -269,14 +329,14 @@ void Sm80Engine::run(const PassPointers& given, const void* weights, int device,
 
 namespace {
 
-std::unique_ptr<const ConvEngine> make_engine(const ConvPlanProblem& problem, bool has_warpgroups,
+std::unique_ptr<const ConvEngine> make_engine(const ConvPlanProblem& problem, Kind kind,
                                               std::string& why_not) {
   if (problem.conv.transposed() && problem.padding_mode != PaddingMode::kZeros) {
     why_not = "the padding of a transposed convolution crops its output: there is nothing around the input";
     return nullptr;
   }
   auto engine = std::make_unique<Sm80Engine>();
-  why_not = engine->plan(problem, has_warpgroups);
+  why_not = engine->plan(problem, kind);
   if (!why_not.empty()) return nullptr;
   return engine;
 }
@@ -284,12 +344,17 @@ std::unique_ptr<const ConvEngine> make_engine(const ConvPlanProblem& problem, bo
 }  // namespace
 
 std::unique_ptr<const ConvEngine> make_sm80_engine(const ConvPlanProblem& problem, std::string& why_not) {
-  return make_engine(problem, false, why_not);
+  return make_engine(problem, Kind::kPortable, why_not);
 }
 
 std::unique_ptr<const ConvEngine> make_sm90_compiled_engine(const ConvPlanProblem& problem,
                                                             std::string& why_not) {
-  return make_engine(problem, true, why_not);
+  return make_engine(problem, Kind::kWarpgroups, why_not);
+}
+
+std::unique_ptr<const ConvEngine> make_sm90_im2col_engine(const ConvPlanProblem& problem,
+                                                          std::string& why_not) {
+  return make_engine(problem, Kind::kIm2col, why_not);
 }
 
 }  // namespace epiconv

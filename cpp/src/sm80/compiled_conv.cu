@@ -7,6 +7,7 @@
 #include "compiler/compile_kernel.h"
 #include "epiconv/error.h"
 #include "sm80/compiled_conv.h"
+#include "sm80/im2col_geometry.h"
 
 namespace epiconv::sm80 {
 namespace {
@@ -36,21 +37,49 @@ struct Variant {
 constexpr Variant kVariants[] = {{3, false, 0}, {2, true, 0}, {1, true, 0}};
 // A few registers in memory cost less than a block.
 constexpr Variant kWarpgroupVariants[] = {{2, false, 32}, {1, false, 0}};
+constexpr Variant kIm2colVariants[] = {{1, false, 0}};
 
 std::span<const Variant> variants_of(const Geometry& geometry) {
+  if (geometry.is_im2col) return kIm2colVariants;
   if (geometry.has_warpgroups) return kWarpgroupVariants;
   return kVariants;
+}
+
+// The header of the kernel, the function that is one, its threads, and what comes behind the evaluator among
+// its template arguments.
+struct KernelText {
+  const char* header;
+  const char* function;
+  const char* threads;
+  std::string arguments;
+};
+KernelText text_of(const Geometry& g, const Variant& variant) {
+  if (g.is_im2col) {
+    const std::int32_t rows = g.filters_are_rows ? g.tile_filters : g.tile_positions;
+    const std::int32_t columns = g.filters_are_rows ? g.tile_positions : g.tile_filters;
+    const bool shares = g.warpgroups_share_rows;
+    return {"im2col_conv", "run_im2col_block",
+            g.im2col_teams == 1 ? "Im2colBlock<1>::kBlockThreads" : "Im2colBlock<2>::kBlockThreads",
+            concat(rows / (shares ? 1 : 2) / kProductRows, ", ", columns / (shares ? 2 : 1), ", ",
+                   im2col_rank(g), ", ", g.im2col_teams)};
+  }
+  if (g.has_warpgroups) {
+    return {"warpgroup_conv", "run_warpgroup_block", "kThreads",
+            concat(g.tile_positions / (2 * kProductRows), ", ", g.tile_filters, ", ", g.interleave)};
+  }
+  return {"conv_kernel", "run_block", "kThreads", variant.loads_ahead ? "true" : "false"};
 }
 
 // The plan's bytes are written out as words: the compiler sees the structure's members as constants.
 std::string source_of(const ConvParameters& parameters, int chunk_words, const Variant& variant) {
   static_assert(sizeof(ConvParameters) % sizeof(std::uint32_t) == 0);
-  const Geometry& g = parameters.geometry;
+  const KernelText text = text_of(parameters.geometry, variant);
+  const bool has_maps = parameters.geometry.is_im2col;
   std::ostringstream out;
   out << "#define EPICONV_COMPILED_MATH " << enumerator_of(parameters.math) << R"(
 #include "device/compiled_program.h"
 #include "sm80/)"
-      << (g.has_warpgroups ? "warpgroup_conv" : "conv_kernel") << R"(.h"
+      << text.header << R"(.h"
 
 namespace epiconv::sm80 {
 
@@ -67,16 +96,13 @@ __device__ constexpr ConvParameters kPlan = __builtin_bit_cast(ConvParameters, P
 }});
 __device__ constexpr EpilogueParameters kProgram = kPlan.epilogue;
 
-extern "C" __global__ void __launch_bounds__(kThreads, )"
-      << variant.blocks << ") " << kName << R"((const __grid_constant__ ConvLaunch launch) {
-  )" << (g.has_warpgroups ? "run_warpgroup_block" : "run_block")
-      << "<Compiled<ConvShape<" << chunk_words << ">, kProgram>, ";
-  if (g.has_warpgroups) {
-    out << g.tile_positions / (2 * kProductRows) << ", " << g.tile_filters << ", " << g.interleave;
-  } else {
-    out << (variant.loads_ahead ? "true" : "false");
-  }
-  out << R"(>(kPlan, launch);
+extern "C" __global__ void __launch_bounds__()"
+      << text.threads << ", " << variant.blocks << ") " << kName
+      << "(const __grid_constant__ ConvLaunch launch"
+      << (has_maps ? ", const __grid_constant__ Im2colMaps maps" : "") << R"() {
+  )" << text.function
+      << "<Compiled<ConvShape<" << chunk_words << ">, kProgram>, " << text.arguments << ">(kPlan, launch"
+      << (has_maps ? ", maps" : "") << R"();
 }
 
 }  // namespace epiconv::sm80

@@ -18,7 +18,8 @@ class CompiledConv {
                                                   int capability, std::string& why_not);
   ~CompiledConv();
 
-  // What cudaLaunchKernel takes; its only argument is a ConvLaunch. Loaded at the first call.
+  // What cudaLaunchKernel takes; its arguments are a ConvLaunch and, of im2col_conv.h, Im2colMaps. Loaded at
+  // the first call.
   const void* function() const;
 
  private:

@@ -3,7 +3,10 @@
 #pragma once
 
 #include "device/evaluators.h"
+#include "device/ptx/load_shared.h"
 #include "device/ptx/store_global.h"
+#include "device/ptx/store_shared.h"
+#include "sm80/im2col_geometry.h"
 #include "sm80/parameters.h"
 
 namespace epiconv {
@@ -76,6 +79,9 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
   const sm80::ConvLaunch& launch;
   const sm80::TilePlace& place;
   std::int32_t row, column;  // of the first word, in the tile
+  // Of a slice (im2col_conv.h), in which the chunk has rows from `slice_row` and bytes from `slice_byte` on.
+  std::uint32_t slice = 0;
+  std::int32_t slice_row = 0, slice_byte = 0;
 
   // Whether the tensor has one element for each word; `ones` are they.
   __device__ __forceinline__ bool load_ones(const Tensor& tensor, float (&ones)[kWords]) const {
@@ -100,6 +106,11 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
   }
 
   __device__ __forceinline__ void load(const Tensor& tensor, Values& values) const {
+    if (sm80::kIsCompiled && place.g.im2col_slots > 0 && tensor.place == pass.staged_operand &&
+        pass.staged_operand >= 0 && launch.stages_operand)
+      return load_slice(values);
+    if (words_are_apart() && tensor.is_like_output && !tensor.is_of_filters)
+      return load_apart(tensor, values);
     float ones[kWords];
     if (load_ones(tensor, ones)) {
 #pragma unroll
@@ -125,8 +136,19 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
   }
 
   __device__ __forceinline__ void store(const Values& values) const {
+    if (sm80::kIsCompiled && place.g.im2col_slots > 0) return store_slice(values);
     visit_floating<float>(pass.output.dtype, [&]<typename Stored>() {
       Stored* const data = static_cast<Stored*>(launch.output);
+      if (words_are_apart()) {
+        for_all_words([&](int w, const std::int64_t& offset, std::int32_t room) {
+#pragma unroll
+          for (int e = 0; e < kWord; ++e) {
+            if (e >= room) continue;
+            data[offset + e * pass.output.strides[1]] = to_stored<Stored>(values[w * kWord + e]);
+          }
+        });
+        return;
+      }
       if (!pass.in_rows) {
 #pragma unroll
         for (int j = 0; j < kCount; ++j) {
@@ -143,7 +165,7 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
         } else if (room >= kWord && is_aligned<kWord / 2>(to)) {
           store_packed<Stored, kWord / 2>(word, to);
           store_packed<Stored, kWord / 2>(word + kWord / 2, to + kWord / 2);
-        } else if (room < kWord && sm80::has_linear_rows(place.g)) {
+        } else if (room < kWord && sm80::has_linear_rows(place.g) && !has_whole_rooms()) {
 #pragma unroll
           for (int e = 0; e < kWord; ++e) {
             if (exists(w, e)) data[find(pass.output, w, e)] = to_stored<Stored>(word[e]);
@@ -159,6 +181,46 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
   }
 
  private:
+  // Whether words are filters that do not lie side by side in the output; of kernels compiled for one plan.
+  __device__ __forceinline__ bool words_are_apart() const {
+    return sm80::kIsCompiled && place.g.is_im2col && !place.g.filters_are_rows && pass.output.strides[1] != 1;
+  }
+  __device__ __forceinline__ void load_apart(const Tensor& tensor, Values& values) const {
+    visit_floating<float>(tensor.dtype, [&]<typename Stored>() {
+      const Stored* const data = static_cast<const Stored*>(data_of(tensor));
+      for_all_words([&](int w, const std::int64_t& offset, std::int32_t room) {
+#pragma unroll
+        for (int e = 0; e < kWord; ++e) {
+          const std::int64_t at = offset + e * tensor.strides[1];
+          values[w * kWord + e] = e < room ? from_stored<float>(data[at]) : 0.0f;
+        }
+      });
+    });
+  }
+  // Of a word of a slice, whose elements are the output's.
+  __device__ __forceinline__ std::uint32_t in_slice(int w, int size) const {
+    const std::int32_t byte = slice_byte + w % sm80::kRowWords * sm80::kWordColumns * size;
+    return slice + sm80::slice_offset(place.g.im2col_slice_bytes,
+                                      slice_row + w / sm80::kRowWords * sm80::kRowDistance, byte);
+  }
+  __device__ __forceinline__ void load_slice(Values& values) const {
+    visit_floating<float>(pass.output.dtype, [&]<typename Stored>() {
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) {
+        const auto word = ptx::load_shared_as<Packed<Stored, kWord>>(in_slice(w, sizeof(Stored)));
+#pragma unroll
+        for (int e = 0; e < kWord; ++e) values[w * kWord + e] = from_stored<float>(word.values[e]);
+      }
+    });
+  }
+  __device__ __forceinline__ void store_slice(const Values& values) const {
+    visit_floating<float>(pass.output.dtype, [&]<typename Stored>() {
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) {
+        ptx::store_shared_as(in_slice(w, sizeof(Stored)), pack_word<Stored>(values + w * kWord));
+      }
+    });
+  }
   __device__ __forceinline__ const void* data_of(const Tensor& operand) const {
     return launch.operands[operand.place];
   }
@@ -229,6 +291,10 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
     }
     return are_whole;
   }
+  // Whether it is known that of each word all elements exist, or none.
+  __device__ __forceinline__ bool has_whole_rooms() const {
+    return sm80::kIsCompiled && sm80::has_linear_rows(place.g) && place.g.image_positions() % kWord == 0;
+  }
   template <int kElements, typename Stored>
   __device__ __forceinline__ static bool is_aligned(const Stored* address) {
     return reinterpret_cast<std::uintptr_t>(address) % (kElements * sizeof(Stored)) == 0;
@@ -260,7 +326,7 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
       } else if (room >= kWord && is_aligned<kWord / 2>(from)) {
         load_packed<float, Stored, kWord / 2>(word, from);
         load_packed<float, Stored, kWord / 2>(word + kWord / 2, from + kWord / 2);
-      } else if (room < kWord && sm80::has_linear_rows(place.g)) {
+      } else if (room < kWord && sm80::has_linear_rows(place.g) && !has_whole_rooms()) {
 #pragma unroll
         for (int e = 0; e < kWord; ++e) {
           word[e] = exists(w, e) ? from_stored<float>(data[find(tensor, w, e)]) : 0.0f;

@@ -54,23 +54,10 @@ __device__ __forceinline__ void write_columns(const ConvParameters& p, const Til
   const Geometry& g = p.geometry;
   if (thread >= g.tile_positions) return;
   const Position position = Position::in_grid(g, tile, thread);
-  const std::int32_t image = position.at[0];
-  const auto& strides = p.epilogue.output.strides;
-  Column column{image * strides[0], image < g.batch ? 0 : kNowhere, position.at[kDims]};
-#pragma unroll
-  for (int d = 0; d < kDims; ++d) {
-    const std::int32_t number = position.at[1 + d];
-    column.offset += std::int64_t{number} * g.phases[d] * strides[2 + d];
-    if (d == kDims - 1) continue;
-    if (number >= g.grid[d]) column.outside = kNowhere;
-    if (number == g.grid[d] - 1) column.outside |= 1 << d;
-  }
-  if (has_linear_rows(g)) {
-    column.number = (position.at[1] * g.grid[1] + position.at[2]) * g.grid[2] + position.at[3];
-  }
-  memory.columns()[thread] = column;
+  memory.columns()[thread] = Column::of(p, position);
   // Of a linear tile behind the last image there may be no box.
-  memory.places()[thread] = g.has_linear_tiles() && image >= g.batch ? 0 : Position::place(g, tile, thread);
+  memory.places()[thread] =
+      g.has_linear_tiles() && position.at[0] >= g.batch ? 0 : Position::place(g, tile, thread);
 }
 
 // By all threads.

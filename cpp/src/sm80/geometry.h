@@ -38,6 +38,7 @@ inline constexpr int kStepBytes = kStepPieces * kPieceBytes;
 inline constexpr int kThreads = 256;
 inline constexpr int kBarrierBytes = 8;
 inline constexpr int kProductRows = 64;      // of a warpgroup
+inline constexpr int kSliceRows = 16;        // of a slice of the output (im2col_conv.h)
 inline constexpr int kStages = 3;            // of weights, in shared memory
 inline constexpr int kMostBlockPhases = 64;  // that a block goes through
 
@@ -94,6 +95,18 @@ struct Geometry {
   std::int32_t block_phases;            // that a block goes through
   Divisor splits, filter_tiles, tile_phases, group_count;  // of which a position tile has so many blocks
   Divisor phases_hw, phases_w;                             // phases of a depth, of a row
+
+  // ---- Instead of boxes (im2col_conv.h)
+  bool is_im2col;                   // the copy engine brings what a tap meets of a tile's positions
+  bool warpgroups_share_rows;       // of the products' matrix: each has half of the columns, else of the rows
+  std::int32_t im2col_teams;        // of two warpgroups, each with tiles of its own
+  std::int32_t im2col_stages;       // of a team: of a step's positions and weights, in shared memory
+  std::int32_t im2col_cluster;      // blocks whose tiles have the same filters, which both bring; 1 or 2
+  std::int32_t im2col_workers;      // teams of all blocks, or of all clusters
+  std::int32_t im2col_whole_tiles;  // that one team multiplies each; of the others
+  std::int32_t im2col_share;        // each has so many steps, which follow each other through tiles
+  std::int32_t im2col_slots;        // of a warp, for slices of the output on their way; 0: stored directly
+  std::int32_t im2col_slice_bytes;  // of a row of a slice
 
   // ---- Boxes
   bool joined[kDims];
@@ -160,9 +173,9 @@ struct Geometry {
   EPICONV_HOST_DEVICE std::int64_t packed_phase(std::int32_t phase) const {
     return std::int64_t{phase} * static_cast<std::int64_t>(sizeof(PackedPhase));
   }
-  // Bytes of a step of a tile of filters; its PackedStep are the last ones.
+  // Bytes of a step of a tile of filters; its PackedStep are the last ones, where there are boxes.
   EPICONV_HOST_DEVICE std::int32_t step_bytes() const {
-    return tile_filters * kStepBytes + static_cast<std::int32_t>(sizeof(PackedStep));
+    return tile_filters * kStepBytes + (is_im2col ? 0 : static_cast<std::int32_t>(sizeof(PackedStep)));
   }
   // From a stage of the pipeline to the next: those of warpgroups are swizzled by their addresses.
   EPICONV_HOST_DEVICE std::int32_t stage_bytes() const {
@@ -178,6 +191,19 @@ struct Geometry {
         filter_tile;
     return phases + (tile * most_steps + step) * step_bytes();
   }
+
+  // The filter of a tile that a row of packed weights is. Sums of two columns of a product lie side by side
+  // in a thread: where filters are columns, of 16 a thread has four that lie side by side in the output.
+  EPICONV_HOST_DEVICE std::int32_t filter_of_row(std::int32_t row) const {
+    if (!is_im2col || filters_are_rows) return row;
+    return (row & ~15) | (row >> 1 & 3) << 2 | (row >> 3 & 1) << 1 | (row & 1);
+  }
+  // Bytes of what a step has of positions, and of both; of im2col_conv.h.
+  EPICONV_HOST_DEVICE std::int32_t im2col_position_bytes() const { return tile_positions * kStepBytes; }
+  EPICONV_HOST_DEVICE std::int32_t im2col_bytes() const {
+    return (tile_positions + tile_filters) * kStepBytes;
+  }
+  EPICONV_HOST_DEVICE std::int32_t im2col_slots_of_all() const { return im2col_teams * 8 * im2col_slots; }
 
   EPICONV_HOST_DEVICE TapSeries series(int d, std::int32_t phase) const {
     if (!transposed) return {0, 1, taps[d], -padding[d], dilation[d]};
@@ -428,7 +454,9 @@ EPICONV_HOST_DEVICE std::int32_t numbers_in(const Geometry& g, int d, std::int32
 // multiprocessor of sm_90.
 inline constexpr int kMostSharedBytes = 101376;
 inline constexpr int kMostWarpgroupBytes = 115712;
+inline constexpr int kMostBlockBytes = 232448;  // of a block alone on one of sm_90
 EPICONV_HOST_DEVICE int most_shared_bytes(const Geometry& g) {
+  if (g.is_im2col) return kMostBlockBytes;
   return g.has_warpgroups ? kMostWarpgroupBytes : kMostSharedBytes;
 }
 
@@ -436,6 +464,7 @@ EPICONV_HOST_DEVICE int most_shared_bytes(const Geometry& g) {
 struct SharedLayout {
   std::int32_t places, pixels, flag, barriers, zeros, tile, phases, filter_operands, boxes, stages, words,
       staging, scratch, bytes;
+  std::int32_t tables, slots, slot_barriers;  // of im2col_conv.h; tables of each warpgroup
 
   static SharedLayout of(const Geometry& g, bool takes_statistics);
 };

@@ -5,11 +5,14 @@
 
 #include "conv_math.h"
 #include "device/current_device.h"
+#include "device/overlapping_launch.h"
 #include "device/program_steps.h"
 #include "sm80/compiled_conv.h"
 #include "sm80/conv_kernels.h"
+#include "sm80/im2col_maps.h"
 #include "sm80/implicit_conv.h"
 #include "sm80/parameters.h"
+#include "sm80/turn_input.h"
 
 namespace epiconv::sm80 {
 namespace {
@@ -89,7 +92,7 @@ struct ImplicitConv::State {
   std::shared_ptr<const CompiledConv> compiled;  // runs instead of `kernel`, if it is there
   std::string why_interpreted;
   // In the workspace.
-  std::size_t partial_sums = 0, arrivals = 0, means = 0, squares = 0, counts = 0, bytes = 0;
+  std::size_t partial_sums = 0, arrivals = 0, means = 0, squares = 0, counts = 0, turned = 0, bytes = 0;
   std::size_t arrivals_bytes = 0;
   std::int64_t statistics_rows = 0;  // of an image
   mutable std::atomic<std::uint64_t> prepared_devices{0};
@@ -117,6 +120,7 @@ struct ImplicitConv::State {
     const bool side_by_side = problem.output.strides[4] == 1 && g.interleave == g.phases[2];
     epilogue.in_rows = of_filters || (side_by_side && (g.is_linear || g.patch(kDims) * g.interleave >= 4));
     epilogue.output = output_tensor(problem.output, Pattern::kWords);
+    epilogue.staged_operand = static_cast<std::int8_t>(problem.staged_operand);
     std::int8_t filter_operands = 0;
     for (int i = 0; i < kNumOperandPlaces; ++i) {
       const TensorLayout& operand = problem.operands[i];
@@ -133,11 +137,17 @@ struct ImplicitConv::State {
     epilogue.save_input = problem.program.save_input;
     set_program(epilogue, pass, PassPointers{});
     compile();
+    const char* const loads = g.is_im2col       ? (problem.turns_input ? "turned_im2col" : "im2col")
+                              : input.in_pieces ? "pieces"
+                                                : "gather";
     name = concat(g.transposed ? "dgrad_" : "fprop_", g.has_warpgroups ? "sm90_" : "sm80_",
-                  name_of(problem.math), "_", input.in_pieces ? "pieces" : "gather", "_", g.tile_filters, "x",
-                  g.tile_positions, g.is_linear ? "_linear" : "",
-                  g.splits.divisor > 1 ? concat("_split", g.splits.divisor) : "", "_",
-                  compiled == nullptr ? kernel.evaluator : "f32_compiled");
+                  name_of(problem.math), "_", loads, "_", g.tile_filters, "x", g.tile_positions,
+                  g.is_linear && !g.is_im2col ? "_linear" : "",
+                  g.splits.divisor > 1 ? concat("_split", g.splits.divisor) : "",
+                  g.is_im2col ? concat("_", g.im2col_teams, g.im2col_cluster > 1 ? "_cluster" : "",
+                                       g.im2col_share > 0 ? "_shared" : "")
+                              : "",
+                  "_", compiled == nullptr ? kernel.evaluator : "f32_compiled");
     plan_workspace();
   }
 
@@ -158,13 +168,21 @@ struct ImplicitConv::State {
       bytes += aligned(size);
       return at;
     };
+    const auto tile_bytes = static_cast<std::size_t>(g.tile_filters) * g.tile_positions * sizeof(float);
+    if (g.is_im2col && g.im2col_share > 0) {
+      const std::int64_t shared_tiles = im2col_tiles(g) - g.im2col_whole_tiles;
+      const std::int32_t warpgroups = 2 * g.im2col_cluster;
+      arrivals_bytes = static_cast<std::size_t>(shared_tiles) * warpgroups * sizeof(std::uint32_t);
+      arrivals = take(arrivals_bytes);
+      partial_sums = take(static_cast<std::size_t>(g.im2col_workers) * g.im2col_cluster * 2 * tile_bytes);
+    }
     if (g.splits.divisor > 1) {
       const std::int64_t blocks = g.position_tiles * g.position_blocks();
       arrivals_bytes = static_cast<std::size_t>(blocks / g.splits.divisor) * sizeof(std::uint32_t);
       arrivals = take(arrivals_bytes);
-      partial_sums =
-          take(static_cast<std::size_t>(blocks) * g.tile_filters * g.tile_positions * sizeof(float));
+      partial_sums = take(static_cast<std::size_t>(blocks) * tile_bytes);
     }
+    if (problem.turns_input) turned = take(turned_bytes());
     if (problem.takes_statistics) {
       const std::int64_t patches = g.position_tiles / g.batch;  // of an image
       statistics_rows = patches * g.tile_phases.divisor;
@@ -174,6 +192,13 @@ struct ImplicitConv::State {
       squares = take(rows * filters * sizeof(float));
       counts = take(rows * sizeof(float));
     }
+  }
+
+  std::size_t turned_bytes() const {
+    const Geometry& g = problem.geometry;
+    const std::int64_t pixels = g.batch * g.input[0] * g.input[1] * g.input[2];
+    return static_cast<std::size_t>(
+        pixels * turned_channels(std::int64_t{g.groups} * g.channels, g.element_bytes) * g.element_bytes);
   }
 
   const void* function() const { return compiled == nullptr ? kernel.function : compiled->function(); }
@@ -186,6 +211,51 @@ struct ImplicitConv::State {
                                most_shared_bytes(problem.geometry)),
           "the setup", name, problem.geometry);
     prepared_devices.fetch_or(bit, std::memory_order_relaxed);
+  }
+
+  // As many blocks as there are multiprocessors go through all tiles.
+  void launch_im2col(ConvLaunch& pointed, std::uint8_t* workspace, int device, void* stream) const {
+    const Geometry& g = problem.geometry;
+    TensorLayout input = problem.input;
+    const void* data = pointed.input;
+    if (problem.turns_input) {
+      const std::int64_t channels = std::int64_t{g.groups} * g.channels;
+      TurnProblem turn{input, g.batch, channels, {g.input[0], g.input[1], g.input[2]}, problem.math};
+      turn_input(turn, data, workspace + turned, stream);
+      data = workspace + turned;
+      std::int64_t stride = turned_channels(channels, g.element_bytes);
+      input.strides[1] = 1;
+      for (int d = kDims - 1; d >= 0; --d) {
+        input.strides[2 + d] = stride;
+        stride *= g.input[d];
+      }
+      input.strides[0] = stride;
+    }
+    Im2colMaps maps{};
+    make_im2col_maps(g, problem.math, input, data, maps);
+    if (g.im2col_cluster > 1) maps.weights = make_weights_map(g, pointed.weights);
+    if (g.im2col_slots > 0) {
+      const auto is_aligned = [](const void* address) {
+        return reinterpret_cast<std::uintptr_t>(address) % kPieceBytes == 0;
+      };
+      if (!is_aligned(pointed.output)) {
+        throw InvalidArgument(concat("the output of ", name, " begins at an address that is no multiple of ",
+                                     kPieceBytes, ": allocate it so"));
+      }
+      maps.output = make_slice_map(g, problem.output.dtype, pointed.output);
+      const int place = parameters.epilogue.staged_operand;
+      pointed.stages_operand = place >= 0 && is_aligned(pointed.operands[place]);
+      if (pointed.stages_operand) {
+        maps.operand = make_slice_map(g, problem.output.dtype, pointed.operands[place]);
+      }
+    }
+    const std::int32_t blocks = g.im2col_workers / g.im2col_teams * g.im2col_cluster;
+    void* arguments[] = {&pointed, &maps};
+    check(launch_overlapping(function(), static_cast<unsigned>(blocks),
+                             static_cast<unsigned>(g.im2col_teams * kThreads + kThreads / 2), arguments,
+                             static_cast<std::size_t>(parameters.shared.bytes), stream,
+                             static_cast<unsigned>(g.im2col_cluster)),
+          "the launch", name, g);
   }
 };
 
@@ -218,7 +288,7 @@ void ImplicitConv::launch(const PassPointers& pointers, const void* weights, int
   pointed.output = pointers.output;
   std::copy(std::begin(pointers.operands), std::end(pointers.operands), pointed.operands);
   if (!state.pass.program.late_numbers.empty()) set_program(p.epilogue, state.pass, pointers);
-  if (g.splits.divisor > 1) {
+  if (state.arrivals_bytes > 0) {
     pointed.partial_sums = floats(state.partial_sums);
     pointed.arrivals = reinterpret_cast<std::uint32_t*>(workspace + state.arrivals);
     check(cudaMemsetAsync(pointed.arrivals, 0, state.arrivals_bytes, static_cast<cudaStream_t>(stream)),
@@ -227,6 +297,7 @@ void ImplicitConv::launch(const PassPointers& pointers, const void* weights, int
   if (state.problem.takes_statistics) {
     pointed.statistics = {floats(state.means), floats(state.squares), floats(state.counts)};
   }
+  if (g.is_im2col) return state.launch_im2col(pointed, workspace, device, stream);
   // Nearly always one launch.
   const std::int64_t of_position = g.position_blocks(), most = kMostBlocks / of_position;
   for (std::int64_t first = 0; first < g.position_tiles; first += most) {

@@ -35,9 +35,11 @@ struct ImplicitConvProblem {
   PaddingMode padding_mode = PaddingMode::kZeros;
   LoweredProgram program;
   TensorLayout input, output;
-  bool in_pieces = false;  // channels lie in pieces of 16 bytes of what is multiplied
+  bool in_pieces = false;    // channels lie in pieces of 16 bytes of what is multiplied
+  bool turns_input = false;  // it is copied first (turn_input.h), and that copy is in pieces
   TensorLayout operands[kNumOperandPlaces];
-  int compiled_for = 0;  // a card for which a kernel is compiled for this problem, 90 for 9.0; 0: none
+  int staged_operand = -1;  // the place of that of GeometryProblem::stages_operand
+  int compiled_for = 0;     // a card for which a kernel is compiled for this problem, 90 for 9.0; 0: none
   bool takes_statistics = false;  // of what is stored, for a GroupNorm; of takes_statistics' geometry
 };
 

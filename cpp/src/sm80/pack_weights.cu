@@ -59,7 +59,7 @@ __device__ __forceinline__ void pack_piece(const PackParameters& p, std::int64_t
   std::uint8_t* const packed = p.packed + g.packed_step(phase, group, tile, step);
   const std::int32_t row = number / kStepPieces, piece = number % kStepPieces;
   if (row < g.tile_filters) {
-    const std::int32_t filter = tile * g.tile_filters + row;
+    const std::int32_t filter = tile * g.tile_filters + g.filter_of_row(row);
     visit_math(p.math, [&]<typename Math>() {
       *reinterpret_cast<uint4*>(packed + row * kStepBytes + swizzled(row, piece)) =
           packed_piece<Math>(p, phase, group, filter, step, piece);

@@ -28,6 +28,7 @@ struct EpilogueParameters {
   OutputTensor output;
   OutputTensor operands[kNumOperandPlaces];
   std::uint8_t filter_operands[kNumOperandPlaces];  // places of those in shared memory, row by row
+  std::int8_t staged_operand;  // the place of that of GeometryProblem::stages_operand, or -1
   bool in_rows;  // words, of filters of a pixel or of pixels of a filter, lie side by side in the output
   std::int32_t num_steps;
   std::int32_t num_before_norm;
@@ -82,24 +83,45 @@ struct ConvLaunch {
   void* output;
   const void* operands[kNumOperandPlaces];
   TileStatistics statistics;
-  float* partial_sums;      // of splits: [block][accumulator][thread]
+  float* partial_sums;      // of splits: [block][accumulator][thread]; and of im2col_conv.h
   std::uint32_t* arrivals;  // of the splits of a tile, zero before the launch
   std::int32_t first_position_tile;
+  bool stages_operand;  // its address allows it
 };
+
+// Whether rows of words are a whole image's pixels, which lie side by side.
+EPICONV_HOST_DEVICE bool has_linear_rows(const Geometry& g) {
+  return g.has_linear_tiles() && g.filters_are_rows;
+}
+
+inline constexpr std::int32_t kNowhere = 8;  // in no phase
 
 // A position of a tile, in the output: in the table of columns, which comes first in shared memory.
 struct alignas(16) Column {
   std::int64_t offset;   // of filter 0 in the output, in the phase 0 of each dimension
   std::int32_t outside;  // bits of dimensions: where it lies outside the output in late phases; kNowhere
   std::int32_t number;   // of the last dimension; of has_linear_rows in the image
+
+  __device__ __forceinline__ static Column of(const ConvParameters& p, const Position& position) {
+    const Geometry& g = p.geometry;
+    const std::int32_t image = position.at[0];
+    const auto& strides = p.epilogue.output.strides;
+    Column column{image * strides[0], image < g.batch ? 0 : kNowhere, position.at[kDims]};
+#pragma unroll
+    for (int d = 0; d < kDims; ++d) {
+      const std::int32_t number = position.at[1 + d];
+      column.offset += std::int64_t{number} * g.phases[d] * strides[2 + d];
+      if (d == kDims - 1) continue;
+      if (number >= g.grid[d]) column.outside = kNowhere;
+      if (number == g.grid[d] - 1) column.outside |= 1 << d;
+    }
+    if (has_linear_rows(g)) {
+      column.number = (position.at[1] * g.grid[1] + position.at[2]) * g.grid[2] + position.at[3];
+    }
+    return column;
+  }
 };
 static_assert(sizeof(Column) == kColumnBytes);
-inline constexpr std::int32_t kNowhere = 8;  // in no phase
-
-// Whether rows of words are a whole image's pixels, which lie side by side.
-EPICONV_HOST_DEVICE bool has_linear_rows(const Geometry& g) {
-  return g.has_linear_tiles() && g.filters_are_rows;
-}
 
 // A phase's place in the output; of several whose columns are stored together the first.
 struct alignas(16) PhasePlace {

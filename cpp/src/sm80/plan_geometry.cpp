@@ -371,7 +371,22 @@ class BoxPlanner {
 }  // namespace
 
 SharedLayout SharedLayout::of(const Geometry& g, bool takes_statistics) {
-  SharedLayout layout;
+  SharedLayout layout{};
+  if (g.is_im2col) {
+    // Tables of each warpgroup, as TileMemory has them; then barriers and stages of each team.
+    layout.tile = g.tile_positions * kColumnBytes;
+    layout.phases = layout.tile + aligned(sizeof(Tile), kPieceBytes);
+    layout.flag = layout.phases + kBlockPhaseBytes;
+    layout.filter_operands = layout.flag + kPieceBytes;
+    layout.tables = aligned(layout.filter_operands + g.filter_operands * g.tile_filters * 4, kPieceBytes);
+    layout.barriers = 2 * g.im2col_teams * layout.tables;
+    const std::int32_t stages = g.im2col_teams * g.im2col_stages;
+    layout.slot_barriers = layout.barriers + 2 * stages * kBarrierBytes;
+    layout.slots = aligned(layout.slot_barriers + g.im2col_slots_of_all() * kBarrierBytes, 1024);
+    layout.stages = layout.slots + g.im2col_slots_of_all() * kSliceRows * g.im2col_slice_bytes;
+    layout.bytes = layout.stages + stages * g.im2col_bytes();
+    return layout;
+  }
   layout.places = g.tile_positions * kColumnBytes;
   layout.pixels = layout.places + g.tile_positions * 4;
   layout.flag = aligned(layout.pixels + std::int64_t{g.pixel_tables} * g.box_pixels * 8, kPieceBytes);
@@ -444,6 +459,7 @@ std::string plan_geometry(const GeometryProblem& p, Geometry& g) {
   g.filters_are_rows = !p.words_are_filters;
   g.filter_operands = p.filter_operands;
   g.chunk_sums = p.chunk_sums;
+  if (p.is_im2col) return plan_im2col(p, g);
 
   std::int64_t planned_splits = 1;
   const auto set_tiles = [&](bool interleaves) {

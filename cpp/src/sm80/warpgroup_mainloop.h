@@ -12,30 +12,11 @@
 #include "device/ptx/one_thread.h"
 #include "device/ptx/wgmma_registers.h"
 #include "sm80/mainloop.h"
+#include "sm80/warpgroup_sums.h"
 
 namespace epiconv::sm80 {
 
 inline constexpr int kWarpgroupThreads = kThreads / 2;
-
-// Sums of a warpgroup: kRowTiles times (64 positions, kColumns filters).
-template <int kTheRowTiles, int kTheColumns>
-struct WarpgroupSums {
-  static constexpr int kRowTiles = kTheRowTiles;
-  static constexpr int kColumns = kTheColumns;
-  static constexpr int kCount = kRowTiles * kColumns / 2;
-
-  float sums[kRowTiles][kColumns / 2];
-
-  __device__ __forceinline__ void clear() {
-    visit([](float& sum, int) { sum = 0.0f; });
-  }
-  // Calls visitor(sum, number) with each of the thread's.
-  template <typename Visitor>
-  __device__ __forceinline__ void visit(Visitor&& visitor) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) visitor(sums[i / (kColumns / 2)][i % (kColumns / 2)], i);
-  }
-};
 
 // The first of the positions that a warp has of each row tile.
 __device__ __forceinline__ int first_position(int row_tiles, int thread) {

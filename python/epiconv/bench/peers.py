@@ -17,7 +17,8 @@ from epiconv.bench.problems import Problem, torch_convolution, torch_epilogue
 from epiconv.call import Call
 from epiconv.checks import no_cudnn
 from epiconv.convolution import round_to
-from epiconv.functional import arguments_of
+from epiconv.functional import arguments_of, fused_in_module
+from epiconv.packed_weights import OwnPackedWeights
 
 Function = Callable[..., torch.Tensor]
 
@@ -279,12 +280,12 @@ def _build_convolution_channels_last(case: Case) -> tuple[Function, Case]:
 
 
 def _build_epiconv(case: Case, **options: Any) -> tuple[Function, Case]:
-    program, arguments = case.problem.program, case.problem.conv_arguments | options
-    weight, bias = case.weight, case.bias
+    """As a module calls: it keeps its packed weight, which a function packs again in each CUDA graph."""
+    program, arguments = case.problem.program, arguments_of(case.problem.conv_arguments | options)
+    weight, bias, owner = case.weight, case.bias, OwnPackedWeights()
 
     def fused(x: torch.Tensor, *operands: torch.Tensor) -> torch.Tensor:
-        epilogue = program(*operands)
-        return epiconv.fused_conv_epilogue(x, weight, bias, epilogue=epilogue, **arguments)
+        return fused_in_module(x, weight, bias, program(*operands), arguments, owner)
 
     return fused, case
 
@@ -320,8 +321,10 @@ def _build_family(family: str, case: Case) -> tuple[Function, Case]:
             if isinstance(plan := call.implicit_gemm(x), str):
                 raise Unavailable(plan)
 
+    owner = OwnPackedWeights()
+
     def fused(x: torch.Tensor, *operands: torch.Tensor) -> torch.Tensor:
-        return call.run(x, case.weight, case.bias, operands)
+        return call.run(x, case.weight, case.bias, operands, owner)
 
     return fused, case
 
@@ -376,6 +379,11 @@ PEERS: Final[dict[str, Peer]] = {
                     "this library, kernels compiled for sm_90",
                     partial(_build_family, "sm90_compiled"),
                 ),
+                (
+                    "epiconv_sm90_im2col",
+                    "this library, kernels compiled for sm_90 that read through im2col",
+                    partial(_build_family, "sm90_im2col"),
+                ),
                 ("epiconv_sm80", "this library, portable kernels", partial(_build_family, "sm80")),
                 (EPICONV, "this library", _build_epiconv),
             )
@@ -384,7 +392,13 @@ PEERS: Final[dict[str, Peer]] = {
 }
 """All peers by name, in the order of the table."""
 
-FORCED_PATHS: Final = ("epiconv_cudnn", "epiconv_sm90", "epiconv_sm90_compiled", "epiconv_sm80")
+FORCED_PATHS: Final = (
+    "epiconv_cudnn",
+    "epiconv_sm90",
+    "epiconv_sm90_compiled",
+    "epiconv_sm90_im2col",
+    "epiconv_sm80",
+)
 """The paths that this library chooses from, each made to run."""
 
 DEFAULT_CUDA_PEERS: Final = ("eager", "eager_channels_last", "compile", BARE_CONVOLUTION, EPICONV)

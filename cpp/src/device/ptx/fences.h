@@ -15,6 +15,12 @@ __device__ __forceinline__ void named_barrier() {
   asm volatile("bar.sync %0, %1;" ::"n"(kBarrier), "n"(kThreads) : "memory");
 }
 
+// The same of a barrier that is not known to the compiler.
+template <int kThreads>
+__device__ __forceinline__ void named_barrier(int barrier) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(kThreads) : "memory");
+}
+
 // The same, and whether any of the threads says so.
 template <int kBarrier, int kThreads>
 __device__ __forceinline__ bool named_barrier_any(bool says) {

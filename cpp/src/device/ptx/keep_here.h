@@ -38,4 +38,7 @@ __device__ __forceinline__ int zero_here() {
   return zero;
 }
 
+// What was read of memory before is read again behind this, and nothing from behind it comes before.
+__device__ __forceinline__ void forget_memory() { asm volatile("" ::: "memory"); }
+
 }  // namespace epiconv::ptx

@@ -22,4 +22,15 @@ __device__ __forceinline__ int2 load_shared_2(std::uint32_t from) {
   return value;
 }
 
+// What has 8 or 16 bytes, and is aligned to as many.
+template <typename T>
+__device__ __forceinline__ T load_shared_as(std::uint32_t from) {
+  static_assert(sizeof(T) == 8 || sizeof(T) == 16);
+  if constexpr (sizeof(T) == 8) {
+    return __builtin_bit_cast(T, load_shared_2(from));
+  } else {
+    return __builtin_bit_cast(T, load_shared(from));
+  }
+}
+
 }  // namespace epiconv::ptx

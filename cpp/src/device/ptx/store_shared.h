@@ -27,4 +27,17 @@ __device__ __forceinline__ void store_shared(std::uint32_t address, std::uint32_
                : "memory");
 }
 
+// What has 8 or 16 bytes, and is aligned to as many.
+template <typename T>
+__device__ __forceinline__ void store_shared_as(std::uint32_t address, const T& value) {
+  static_assert(sizeof(T) == 8 || sizeof(T) == 16);
+  if constexpr (sizeof(T) == 8) {
+    const auto two = __builtin_bit_cast(uint2, value);
+    store_shared(address, two.x, two.y);
+  } else {
+    const auto four = __builtin_bit_cast(uint4, value);
+    store_shared(address, four.x, four.y, four.z, four.w);
+  }
+}
+
 }  // namespace epiconv::ptx

@@ -38,18 +38,29 @@ __device__ __forceinline__ std::uint64_t wgmma_descriptor(std::uint32_t address,
                "}, " kA ", " kB ", p, " kSigns ";\n}"                                                       \
                : EPICONV_ACCUMULATORS_##kColumns                                                            \
                : "l"(a), "l"(b), "r"(accumulate))
-#define EPICONV_WGMMA(kType, kShape, kSigns)                                                       \
-  template <int kColumns, int kFirst>                                                              \
-  __device__ __forceinline__ void wgmma_##kType(float (&d)[128], std::uint64_t a, std::uint64_t b, \
-                                                int accumulate) {                                  \
-    static_assert(kColumns == 256 || kColumns == 128 || kColumns == 64);                           \
-    if constexpr (kColumns == 256) {                                                               \
-      EPICONV_WGMMA_OF(256, kShape, kSigns, "%128", "%129", "%130");                               \
-    } else if constexpr (kColumns == 128) {                                                        \
-      EPICONV_WGMMA_OF(128, kShape, kSigns, "%64", "%65", "%66");                                  \
-    } else {                                                                                       \
-      EPICONV_WGMMA_OF(64, kShape, kSigns, "%32", "%33", "%34");                                   \
-    }                                                                                              \
+#define EPICONV_WGMMA(kType, kShape, kSigns)                                                          \
+  template <int kColumns, int kFirst, int kCount>                                                     \
+  __device__ __forceinline__ void wgmma_##kType(float (&d)[kCount], std::uint64_t a, std::uint64_t b, \
+                                                int accumulate) {                                     \
+    static_assert(kFirst + kColumns / 2 <= kCount);                                                   \
+    static_assert(kColumns % 32 == 0 && kColumns <= 256);                                             \
+    if constexpr (kColumns == 256) {                                                                  \
+      EPICONV_WGMMA_OF(256, kShape, kSigns, "%128", "%129", "%130");                                  \
+    } else if constexpr (kColumns == 224) {                                                           \
+      EPICONV_WGMMA_OF(224, kShape, kSigns, "%112", "%113", "%114");                                  \
+    } else if constexpr (kColumns == 192) {                                                           \
+      EPICONV_WGMMA_OF(192, kShape, kSigns, "%96", "%97", "%98");                                     \
+    } else if constexpr (kColumns == 160) {                                                           \
+      EPICONV_WGMMA_OF(160, kShape, kSigns, "%80", "%81", "%82");                                     \
+    } else if constexpr (kColumns == 128) {                                                           \
+      EPICONV_WGMMA_OF(128, kShape, kSigns, "%64", "%65", "%66");                                     \
+    } else if constexpr (kColumns == 96) {                                                            \
+      EPICONV_WGMMA_OF(96, kShape, kSigns, "%48", "%49", "%50");                                      \
+    } else if constexpr (kColumns == 64) {                                                            \
+      EPICONV_WGMMA_OF(64, kShape, kSigns, "%32", "%33", "%34");                                      \
+    } else {                                                                                          \
+      EPICONV_WGMMA_OF(32, kShape, kSigns, "%16", "%17", "%18");                                      \
+    }                                                                                                 \
   }
 EPICONV_WGMMA(tf32, "k8.f32.tf32.tf32", "1, 1")
 EPICONV_WGMMA(bf16, "k16.f32.bf16.bf16", "1, 1, 0, 0")

@@ -1,0 +1,126 @@
+#include <cuda.h>
+#include <cudaTypedefs.h>
+#include <cuda_runtime_api.h>
+
+#include <cstring>
+
+#include "epiconv/error.h"
+#include "sm80/im2col_maps.h"
+
+namespace epiconv::sm80 {
+namespace {
+
+template <typename Function>
+Function driver_function(const char* name) {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult result;
+  const cudaError_t status =
+      cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &result);
+  if (status != cudaSuccess || result != cudaDriverEntryPointSuccess) {
+    cudaGetLastError();
+    throw CudaError(concat("the NVIDIA driver offers no ", name, " of CUDA 12.0: update the driver"));
+  }
+  return reinterpret_cast<Function>(function);
+}
+
+CUtensorMapDataType type_of(ConvMath math) {
+  switch (math) {
+    case ConvMath::kBf16:
+      return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+    case ConvMath::kFp16:
+      return CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    default:
+      return CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;  // as which the copy engine rounds
+  }
+}
+
+}  // namespace
+
+void make_im2col_maps(const Geometry& g, ConvMath math, const TensorLayout& input, const void* data,
+                      Im2colMaps& maps) {
+  static const auto encode = driver_function<PFN_cuTensorMapEncodeIm2col_v12000>("cuTensorMapEncodeIm2col");
+  constexpr int kMostRank = 5;
+  const int rank = im2col_rank(g), spatial = rank - 2;
+  cuuint64_t extents[kMostRank], strides[kMostRank];
+  cuuint32_t steps[kMostRank];
+  const auto set = [&](int at, std::int64_t extent, std::int64_t stride, std::int32_t step) {
+    extents[at] = static_cast<cuuint64_t>(extent);
+    // A dimension of one pixel may have any stride; that of the copy engine is a multiple of 16.
+    strides[at] = extent == 1 ? kPieceBytes : static_cast<cuuint64_t>(stride * g.element_bytes);
+    steps[at] = static_cast<cuuint32_t>(step);
+  };
+  set(0, std::int64_t{g.groups} * g.channels, 1, 1);
+  for (int i = 0; i < spatial; ++i) {
+    const int d = kDims - 1 - i;
+    set(1 + i, g.input[d], input.strides[2 + d], g.advance(d));
+  }
+  set(rank - 1, g.batch, input.strides[0], 1);
+  for (std::int32_t number = 0; number < g.all_phases(); ++number) {
+    const Phase phase = Phase::at(g, number);
+    int low[kDims], high[kDims];
+    for (int i = 0; i < spatial; ++i) {
+      const int d = kDims - 1 - i;
+      const Im2colRange range = Im2colRange::of(g, d, phase.of[d]);
+      low[i] = range.low;
+      high[i] = range.high;
+    }
+    CUtensorMap map;
+    const CUresult status = encode(
+        &map, type_of(math), static_cast<cuuint32_t>(rank), const_cast<void*>(data), extents, strides + 1,
+        low, high, static_cast<cuuint32_t>(kStepBytes / g.element_bytes),
+        static_cast<cuuint32_t>(g.tile_positions), steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    if (status != CUDA_SUCCESS) {
+      throw CudaError(concat("cuTensorMapEncodeIm2col failed with error ", static_cast<int>(status),
+                             " for an input of ", g.batch, " x ", g.groups * g.channels, " x ", g.input[0],
+                             " x ", g.input[1], " x ", g.input[2]));
+    }
+    static_assert(sizeof(map) == sizeof(Im2colMap));
+    std::memcpy(&maps.of_phase[number], &map, sizeof(map));
+  }
+}
+
+namespace {
+
+// Of a matrix.
+Im2colMap make_matrix_map(CUtensorMapDataType type, const void* data, std::int64_t columns, std::int64_t rows,
+                          int element_bytes, int box_columns, int box_rows, CUtensorMapSwizzle swizzle) {
+  static const auto encode = driver_function<PFN_cuTensorMapEncodeTiled_v12000>("cuTensorMapEncodeTiled");
+  const cuuint64_t extents[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[] = {extents[0] * static_cast<cuuint64_t>(element_bytes)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t steps[] = {1, 1};
+  CUtensorMap map;
+  const CUresult status = encode(&map, type, 2, const_cast<void*>(data), extents, strides, box, steps,
+                                 CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS) {
+    throw CudaError(concat("cuTensorMapEncodeTiled failed with error ", static_cast<int>(status),
+                           " for a matrix of ", rows, " x ", columns));
+  }
+  Im2colMap result;
+  std::memcpy(&result, &map, sizeof(map));
+  return result;
+}
+
+}  // namespace
+
+Im2colMap make_slice_map(const Geometry& g, DType dtype, const void* data) {
+  const int size = dtype_size(dtype);
+  return make_matrix_map(
+      dtype == DType::kFloat32    ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+      : dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                  : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+      data, std::int64_t{g.groups} * g.filters, g.batch * g.image_positions(), size,
+      g.im2col_slice_bytes / size, kSliceRows,
+      g.im2col_slice_bytes == kStepBytes ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B);
+}
+
+Im2colMap make_weights_map(const Geometry& g, const void* packed) {
+  const std::int64_t first = g.packed_step(0, 0, 0, 0), end = g.packed_step(g.all_phases(), 0, 0, 0);
+  return make_matrix_map(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, static_cast<const std::uint8_t*>(packed) + first,
+                         kStepBytes / 4, (end - first) / kStepBytes, 4, kStepBytes / 4,
+                         g.tile_filters / g.im2col_cluster, CU_TENSOR_MAP_SWIZZLE_NONE);
+}
+
+}  // namespace epiconv::sm80

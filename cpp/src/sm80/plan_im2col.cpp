@@ -1,0 +1,235 @@
+// Tiles of im2col_conv.h, by what they cost a multiprocessor.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "sm80/im2col_geometry.h"
+#include "sm80/plan_geometry.h"
+
+namespace epiconv::sm80 {
+namespace {
+
+constexpr std::int64_t kMostInt = std::numeric_limits<std::int32_t>::max();
+constexpr std::int32_t kMostStages = 8, kLeastStages = 3;
+constexpr std::int32_t kLeastSlots = 2, kMostSlots = 4, kBusyStages = 4;
+constexpr std::int32_t kLeastSteps = 4;  // of a team's share: fewer cost more in parts than they save
+constexpr std::int32_t kMostSharedSteps = 1 << 20;  // of a tile, for 32-bit numbers of all
+constexpr double kCachedWeights = 24 << 20;         // bytes that stay in the L2 cache beside the rest
+constexpr double kMemoryBytes = 2500;               // a clock, from memory
+constexpr double kMerge = 3000;                     // clocks for parts' ways to memory and back
+
+std::int64_t up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
+
+// Sums of a warpgroup are rows x columns of the products' matrix, of which filters or positions are rows.
+struct Im2colTile {
+  std::int32_t rows, columns;
+  bool share_rows;  // warpgroups, each of which has half of the columns
+};
+constexpr Im2colTile kTiles[] = {
+    {256, 128, false}, {128, 256, false}, {128, 192, false}, {128, 160, false},
+    {128, 128, false}, {128, 96, false},  {256, 64, false},  {128, 64, false},
+    {256, 32, false},  {128, 32, false},  {64, 256, true},   {64, 128, true},
+};
+
+// Clocks of a product of 64 rows and 32 bytes of gemm_k.
+double product_clocks(std::int32_t columns) { return columns >= 96 ? columns / 2 : columns == 64 ? 40 : 26; }
+
+// What the copy engine can say of a dimension, for tensors of so many spatial ones.
+struct Im2colLimits {
+  std::int32_t least_corner, most_corner, most_offset;
+};
+constexpr Im2colLimits kLimits[] = {{-32768, 32767, 65535}, {-128, 127, 255}, {-16, 15, 31}};
+constexpr std::int32_t kMostAdvance = 8;  // input pixels from a position to the next
+
+std::string why_not(const GeometryProblem& p, const Geometry& g) {
+  const int rank = im2col_rank(g);
+  const Im2colLimits& limits = kLimits[rank - 3];
+  for (std::int32_t phase = 0; phase < g.all_phases(); ++phase) {
+    const Phase of = Phase::at(g, phase);
+    for (int d = kDims - (rank - 2); d < kDims; ++d) {
+      const Im2colRange range = Im2colRange::of(g, d, of.of[d]);
+      if (std::min(range.low, range.high) < limits.least_corner ||
+          std::max(range.low, range.high) > limits.most_corner)
+        return "the copy engine moves boxes no farther beside the input than its padding and taps ask for";
+      if (range.most_offset > limits.most_offset)
+        return "taps lie farther apart than the copy engine's offsets reach";
+    }
+  }
+  if (g.all_phases() > kMostMaps) return "there are more phases than maps for the copy engine";
+  for (int d = 0; d < kDims; ++d) {
+    if (g.advance(d) > kMostAdvance) return "strides of more than 8 are too large for the copy engine";
+  }
+  if (p.groups > 1 && p.channels * p.element_bytes % kStepBytes != 0)
+    return "a group's channels do not fill rows of 128 bytes";
+  if (p.takes_statistics) return "a GroupNorm's statistics are of tiles of one image";
+  return "";
+}
+
+// Sets the tile, and returns clocks of the slowest multiprocessor.
+class Im2colPlanner {
+ public:
+  Im2colPlanner(const GeometryProblem& problem, Geometry& geometry, bool has_equal_phases)
+      : p_(problem), g_(geometry), has_equal_phases_(has_equal_phases) {}
+
+  void plan() {
+    double least = 0;
+    Geometry best = g_;
+    // Filters are rows where pixels lie side by side, and may be columns everywhere.
+    const bool may_be_rows = !p_.words_are_filters && p_.stores_images && g_.all_phases() == 1;
+    for (const bool filters_are_rows : {false, true}) {
+      if (filters_are_rows && !may_be_rows) continue;
+      g_.filters_are_rows = filters_are_rows;
+      for (const Im2colTile& tile : kTiles) {
+        for (const auto& [teams, cluster] : {std::pair(1, 1), std::pair(2, 1), std::pair(1, 2)}) {
+          if (!set_tile(tile, teams, cluster)) continue;
+          const double all = cost(tile);
+          if (least > 0 && all >= least) continue;
+          least = all;
+          best = g_;
+        }
+      }
+    }
+    g_ = best;
+    for (Divisor* divisor : {&g_.filter_tiles, &g_.patches[0]}) *divisor = Divisor(divisor->divisor);
+  }
+
+ private:
+  bool set_tile(const Im2colTile& tile, std::int32_t teams, std::int32_t cluster) {
+    g_.tile_filters = g_.filters_are_rows ? tile.rows : tile.columns;
+    g_.tile_positions = g_.filters_are_rows ? tile.columns : tile.rows;
+    g_.warpgroups_share_rows = tile.share_rows;
+    g_.im2col_teams = teams;
+    g_.im2col_cluster = cluster;
+    // Half of the sums leave registers for a second team.
+    if (teams > 1 && tile.rows * tile.columns > 128 * 128) return false;
+    const auto set = [](Divisor& divisor, std::int64_t value) {
+      divisor.divisor = static_cast<std::uint32_t>(value);
+    };
+    set(g_.filter_tiles, up(p_.filters, g_.tile_filters));
+    set(g_.patches[0], up(p_.batch * g_.image_positions(), g_.tile_positions));
+    // A slice of a warp has 128 bytes of filters, or as many as divide its columns.
+    const std::int32_t of_group = tile.share_rows ? tile.columns / 2 : tile.columns;
+    const bool fills_tiles = p_.groups == 1 || p_.filters % g_.tile_filters == 0;
+    const bool has_slices = p_.words_are_filters && p_.dense_bytes > 0 && g_.all_phases() == 1 && fills_tiles;
+    g_.im2col_slice_bytes = of_group * p_.dense_bytes % kStepBytes == 0 ? kStepBytes : kStepBytes / 2;
+    g_.im2col_slots = has_slices ? kMostSlots : 0;
+    set_stages();
+    // More slots help short tiles, and stages long ones; an operand needs slots to be on its way.
+    if (has_slices && !p_.stages_operand && g_.im2col_stages < kBusyStages) {
+      g_.im2col_slots = kLeastSlots;
+      set_stages();
+    }
+    return g_.im2col_stages >= kLeastStages;
+  }
+
+  // As many as there is memory for.
+  void set_stages() {
+    const std::int32_t teams = g_.im2col_teams;
+    g_.im2col_stages = 0;
+    const std::int32_t rest = SharedLayout::of(g_, false).bytes + teams * kMostStages * 2 * kBarrierBytes;
+    g_.im2col_stages = std::min(kMostStages, (most_shared_bytes(g_) - rest) / (teams * g_.im2col_bytes()));
+  }
+
+  // Clocks; sets who multiplies which steps. As measured on an H200: the L2 cache fills a multiprocessor's
+  // memory with 62 bytes a clock, and each of these takes power, and so clocks, from the products.
+  double cost(const Im2colTile& tile) {
+    constexpr std::int32_t kMultiprocessors = 132;
+    constexpr double kFill = 62, kPower = 0.0032, kPartWrites = 12, kPartReads = 12;  // bytes a clock
+    const double begin = g_.im2col_cluster > 1 ? 5500 : 3000;
+    const std::int32_t columns = tile.share_rows ? tile.columns / 2 : tile.columns;
+    const double products = 4 * (tile.share_rows ? 2 : tile.rows / 64.0) * product_clocks(columns);
+    const double bytes_of_step =
+        g_.im2col_position_bytes() + static_cast<double>(g_.tile_filters) * kStepBytes / g_.im2col_cluster;
+    const double of_step = std::max(products + kPower * bytes_of_step, bytes_of_step / kFill) + 20;
+    const double outputs = static_cast<double>(tile.rows) * tile.columns;
+    // Element by element where filters are columns and do not lie side by side.
+    const double store = outputs / (g_.filters_are_rows || p_.words_are_filters ? 12 : 3) + 800;
+    const std::int64_t tiles =
+        up(g_.patches[0].divisor, g_.im2col_cluster) * g_.filter_tiles.divisor * g_.groups * g_.all_phases();
+    const std::int32_t teams = g_.im2col_teams, places = kMultiprocessors / g_.im2col_cluster;
+    const std::int32_t workers = places * teams;
+    // Teams of a multiprocessor share its tensor cores, and one stores while the other multiplies.
+    const auto of_whole = [&](double rounds, bool is_alone) {
+      const double steps = g_.most_steps * of_step;
+      if (is_alone || teams == 1) return rounds * (steps + store);
+      return rounds * std::max(teams * steps, steps + store) + store;
+    };
+    g_.im2col_workers = static_cast<std::int32_t>(std::min<std::int64_t>(tiles * teams, workers));
+    g_.im2col_whole_tiles = static_cast<std::int32_t>(tiles);
+    g_.im2col_share = 0;
+    double least = begin + of_whole(static_cast<double>(up(tiles, workers)), tiles <= places);
+    if (!has_equal_phases_ || g_.most_steps > kMostSharedSteps) return least;
+    // Teams that share tiles are at different steps: what does not stay in the L2 cache of weights is read
+    // from memory for each tile of positions.
+    const double weights = static_cast<double>(g_.packed_step(g_.all_phases(), 0, 0, 0));
+    const double reads =
+        weights > kCachedWeights ? weights * (g_.patches[0].divisor - 1.0) / kMemoryBytes : 0.0;
+    // With the last whole round among what is shared, or without; by all teams, or by fewer, which leave
+    // fewer parts of tiles.
+    for (std::int64_t whole_rounds = tiles / workers;
+         whole_rounds >= 0 && whole_rounds + 1 >= tiles / workers; --whole_rounds) {
+      const std::int64_t shared = tiles - whole_rounds * workers;
+      if (shared == 0) continue;
+      for (const int times : {1, 2, 3, 4}) {
+        const std::int64_t share =
+            times * std::max<std::int64_t>(up(shared * g_.most_steps, workers), kLeastSteps);
+        const double teams_of_tile = 1 + static_cast<double>(g_.most_steps) / share, bytes = 4 * outputs;
+        const double merges = std::max(1.0, static_cast<double>(shared) / workers);
+        const double parts = std::min(2.0, 1 + static_cast<double>(shared) / workers);  // of a team
+        const double all = begin + of_whole(static_cast<double>(whole_rounds), false) +
+                           static_cast<double>(share) * of_step * teams + kMerge +
+                           parts * bytes / kPartWrites +
+                           merges * (teams_of_tile * bytes / kPartReads + store) + reads;
+        if (all >= least) continue;
+        least = all;
+        g_.im2col_workers = workers;
+        g_.im2col_whole_tiles = static_cast<std::int32_t>(whole_rounds * workers);
+        g_.im2col_share = static_cast<std::int32_t>(share);
+      }
+    }
+    return least;
+  }
+
+  const GeometryProblem& p_;
+  Geometry& g_;
+  const bool has_equal_phases_;  // in their numbers of steps
+};
+
+}  // namespace
+
+std::string plan_im2col(const GeometryProblem& p, Geometry& g) {
+  g.is_im2col = true;
+  g.is_linear = true;
+  for (int d = 0; d < kDims; ++d) {
+    g.box[d] = g.grid[d];
+    g.box_step[d] = g.advance(d);
+    g.box_advance[d] = 1;
+  }
+  if (std::string why = why_not(p, g); !why.empty()) return why;
+  g.box_pixels = 1;  // of a divisor
+  const std::int64_t pieces = up(p.channels, g.piece_elements);
+  g.block_pieces = Divisor(kStepPieces);
+  g.channel_blocks = static_cast<std::int32_t>(up(pieces, kStepPieces));
+  g.last_pieces = static_cast<std::int32_t>(pieces - std::int64_t{g.channel_blocks - 1} * kStepPieces);
+  g.interleave = 1;
+  g.block_phases = 1;
+  g.tile_phases = Divisor(static_cast<std::uint32_t>(g.all_phases()));
+  for (Divisor& patches : g.patches) patches = Divisor(1);
+  g.splits = Divisor(1);
+  std::int32_t least_steps = std::numeric_limits<std::int32_t>::max();
+  for (std::int32_t phase = 0; phase < g.all_phases(); ++phase) {
+    const std::int32_t steps = PhaseTaps::of(g, Phase::at(g, phase)).steps(g);
+    g.most_steps = std::max(g.most_steps, steps);
+    least_steps = std::min(least_steps, steps);
+  }
+  if (least_steps == 0) return "a phase meets no tap";
+  Im2colPlanner(p, g, least_steps == g.most_steps).plan();
+  g.position_tiles = static_cast<std::int32_t>(g.patches[0].divisor);
+  if (p.batch * g.image_positions() > kMostInt - g.tile_positions ||
+      (g.position_tiles + 1) * g.position_blocks() > kMostInt)
+    return "there are too many positions for the kernel's 32-bit index arithmetic";
+  return "";
+}
+
+}  // namespace epiconv::sm80

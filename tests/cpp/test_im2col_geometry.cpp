@@ -1,0 +1,260 @@
+// The index arithmetic of the im2col convolution (sm80/im2col_geometry.h) for drawn problems: that teams
+// together go through each tile's steps once; that what the copy engine is told of a tap is the input pixel
+// that the convolution's definition says; the order of packed weights; slices; shared memory.
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <map>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "expectations.h"
+#include "implicit_cases.h"
+#include "sm80/im2col_geometry.h"
+#include "sm80/plan_geometry.h"
+
+namespace {
+
+using namespace epiconv::sm80;
+using namespace implicit_cases;
+using expectations::expect;
+
+std::map<std::string, int> seen;  // how many problems of a kind there were
+
+struct Limits3 {
+  std::int32_t least_corner, most_corner, most_offset;
+};
+constexpr Limits3 kOfRank[] = {{-32768, 32767, 65535}, {-128, 127, 255}, {-16, 15, 31}};
+
+// Whole tiles by one team each; of the others the teams' parts follow each other, and fill them.
+void check_walks(const Geometry& g) {
+  const std::int32_t tiles = im2col_tiles(g);
+  std::vector<int> whole(tiles, 0);
+  std::map<std::int32_t, std::vector<std::pair<std::int32_t, std::int32_t>>> parts;
+  for (std::int32_t worker = 0; worker < g.im2col_workers; ++worker) {
+    std::int32_t inner = 0;  // parts that neither begin nor end the team's share
+    Im2colWalk walk(g, worker);
+    std::int32_t steps = 0;
+    bool is_first = true;
+    while (walk.next()) {
+      expect(walk.tile >= 0 && walk.tile < tiles, "tile ", walk.tile);
+      if (walk.end == Im2colWalk::kAllSteps) {
+        expect(is_first, "a whole tile behind a share");
+        ++whole[walk.tile];
+        continue;
+      }
+      is_first = false;
+      expect(walk.first < walk.end && walk.end <= g.most_steps, "steps ", walk.first, " to ", walk.end);
+      parts[walk.tile].push_back({walk.first, walk.end});
+      steps += walk.end - walk.first;
+      inner += walk.first > 0 && walk.end < g.most_steps && steps < g.im2col_share ? 1 : 0;
+    }
+    expect(steps <= g.im2col_share && inner <= 1, "worker ", worker, " has ", steps, " steps");
+  }
+  for (std::int32_t tile = 0; tile < tiles; ++tile) {
+    if (tile < g.im2col_whole_tiles) {
+      expect(whole[tile] == 1 && parts.count(tile) == 0, "tile ", tile, " is whole ", whole[tile], " times");
+      continue;
+    }
+    std::int32_t reached = 0;  // parts come in the order of teams
+    for (const auto& [first, end] : parts[tile]) {
+      expect(first == reached, "tile ", tile, " goes on at ", first, ", not ", reached);
+      reached = end;
+    }
+    expect(whole[tile] == 0 && reached == g.most_steps, "tile ", tile, " ends at ", reached);
+  }
+  ++seen[g.im2col_share > 0 ? "shared" : "whole"];
+}
+
+// Each tile of filters, positions, phase and group belongs to one block of one number.
+void check_tiles(const Geometry& g) {
+  const std::int32_t numbers = std::min(im2col_tiles(g), 2000);
+  std::set<std::int64_t> found;
+  for (std::int32_t number = 0; number < numbers; ++number) {
+    for (std::int32_t rank = 0; rank < g.im2col_cluster; ++rank) {
+      const Tile tile = im2col_tile(g, number, rank);
+      const std::int64_t of_tile =
+          ((std::int64_t{tile.position} * g.groups + tile.group) * g.all_phases() + tile.phase) *
+              g.filter_tiles.divisor +
+          tile.filter_tile;
+      expect(found.insert(of_tile).second, "number ", number, " and ", rank, " again");
+      const Tile first = im2col_tile(g, number, 0);
+      expect(tile.filter == first.filter && tile.phase == first.phase && tile.group == first.group &&
+                 tile.position == first.position + rank,
+             "blocks of a cluster differ");
+    }
+  }
+}
+
+// What the producer tells the copy engine, against the definition.
+void check_box(const GeometryProblem& p, const Geometry& g) {
+  const int rank = im2col_rank(g);
+  const Limits3& limits = kOfRank[rank - 3];
+  for (std::int32_t number = 0; number < g.all_phases(); ++number) {
+    const Phase phase = Phase::at(g, number);
+    for (int d = 0; d < kDims; ++d) {
+      const TapSeries series = g.series(d, phase.of[d]);
+      const Im2colRange range = Im2colRange::of(g, d, phase.of[d]);
+      if (d >= kDims - (rank - 2)) {
+        expect(range.low >= limits.least_corner && range.high <= limits.most_corner &&
+                   range.most_offset <= limits.most_offset,
+               "the box reaches from ", range.low, " to ", range.high);
+      } else {
+        expect(range.low == 0 && range.high == 0 && range.most_offset == 0, "dimension ", d, " is not told");
+      }
+      const std::int32_t last = g.input[d] - 1 + range.high;
+      expect((last - range.low) / g.advance(d) + 1 == g.grid[d], "places of the box in dimension ", d);
+      for (std::int32_t at = 0; at < g.grid[d]; ++at) {
+        for (std::int32_t t = 0; t < series.count; ++t) {
+          const std::int32_t offset = series.offset + t * series.offset_step - range.low;
+          expect(offset >= 0 && offset <= range.most_offset, "offset ", offset);
+          const std::int64_t pixel = range.low + std::int64_t{at} * g.advance(d) + offset;
+          const std::int64_t tap = series.first + std::int64_t{t} * series.step;
+          if (!p.transposed) {
+            expect(pixel == at * p.stride[d] + tap * p.dilation[d] - p.padding[d], "pixel ", pixel);
+          } else {
+            const std::int64_t output = std::int64_t{at} * g.phases[d] + phase.of[d];
+            expect(pixel * p.stride[d] + tap * p.dilation[d] - p.padding[d] == output, "pixel ", pixel);
+          }
+        }
+      }
+    }
+    // Steps of packed weights: blocks of channels first, then taps, the last dimension's first.
+    const PhaseTaps taps = PhaseTaps::of(g, phase);
+    std::int32_t at[kDims] = {}, block = 0;
+    const std::int32_t steps = std::min(taps.steps(g), 300);
+    for (std::int32_t step = 0; step < steps; ++step) {
+      const Reduced reduced = Reduced::of(g, taps, step, 0);
+      expect(reduced.exists && reduced.channel == block * kStepBytes / g.element_bytes &&
+                 std::equal(std::begin(at), std::end(at), std::begin(reduced.at)),
+             "step ", step, " begins with channel ", reduced.channel);
+      if (++block < g.channel_blocks) continue;
+      block = 0;
+      for (int d = kDims - 1; d >= 0; --d) {
+        if (++at[d] < taps.series[d].count) break;
+        at[d] = 0;
+      }
+    }
+  }
+}
+
+void check_rows(const Geometry& g) {
+  for (std::int32_t row = 0; row < g.tile_filters; ++row) {
+    if (g.filters_are_rows) {
+      expect(g.filter_of_row(row) == row, "row ", row);
+      continue;
+    }
+    // A thread's lane of four has columns 8 j + 2 lane + e of 16, as four filters that follow each other.
+    const std::int32_t lane = row % 8 / 2, j = row % 16 / 8, e = row % 2;
+    expect(g.filter_of_row(row) == row / 16 * 16 + 4 * lane + 2 * j + e, "row ", row);
+  }
+}
+
+void check_slices(std::int32_t slice_bytes) {
+  std::set<std::int32_t> places;
+  for (std::int32_t row = 0; row < kSliceRows; ++row) {
+    for (std::int32_t byte = 0; byte < slice_bytes; ++byte) {
+      const std::int32_t place = slice_offset(slice_bytes, row, byte);
+      expect(places.insert(place).second && place < kSliceRows * slice_bytes, "place ", place);
+      expect(place == slice_offset(slice_bytes, row, byte / kPieceBytes * kPieceBytes) + byte % kPieceBytes,
+             "a piece is torn at byte ", byte);
+    }
+  }
+  if (slice_bytes != kStepBytes) return;
+  for (std::int32_t piece = 0; piece < kStepPieces; ++piece) {
+    std::set<std::int32_t> banks;
+    for (std::int32_t row = 0; row < 8; ++row) {
+      banks.insert(slice_offset(slice_bytes, row, piece * kPieceBytes) % kStepBytes);
+    }
+    expect(banks.size() == 8, "piece ", piece, " lies in ", banks.size(), " places of a line");
+  }
+}
+
+void check_memory(const Geometry& g) {
+  const SharedLayout at = SharedLayout::of(g, false);
+  const std::int32_t slots = g.im2col_slots_of_all() * kSliceRows * g.im2col_slice_bytes;
+  const std::int32_t stages = g.im2col_teams * g.im2col_stages;
+  expect(at.bytes <= most_shared_bytes(g), at.bytes, " bytes of shared memory");
+  expect(at.tile >= g.tile_positions * kColumnBytes && at.phases > at.tile && at.flag > at.phases &&
+             at.filter_operands > at.flag,
+         "tables overlap");
+  expect(at.filter_operands + g.filter_operands * g.tile_filters * 4 <= at.tables, "a table ends late");
+  expect(at.barriers >= 2 * g.im2col_teams * at.tables, "barriers lie in tables");
+  expect(at.slot_barriers >= at.barriers + 2 * stages * kBarrierBytes, "barriers overlap");
+  expect(at.slots >= at.slot_barriers + g.im2col_slots_of_all() * kBarrierBytes && at.slots % 1024 == 0,
+         "slots begin at ", at.slots);
+  expect(at.stages >= at.slots + slots && at.stages % 1024 == 0, "stages begin at ", at.stages);
+  expect(at.bytes == at.stages + stages * g.im2col_bytes() && g.im2col_bytes() % 1024 == 0, "stages end");
+  expect(g.im2col_stages >= 3 && g.im2col_stages <= 8, g.im2col_stages, " stages");
+}
+
+void check(GeometryProblem p) {
+  p.has_warpgroups = p.is_im2col = true;
+  p.takes_statistics = false;
+  if (p.groups > 1) p.channels = (p.channels + 63) / 64 * 64;
+  p.dense_bytes = p.words_are_filters ? p.element_bytes : 0;
+  p.stages_operand = p.dense_bytes > 0 && p.filters % 2 == 0;
+  expectations::subject = text_of(p);
+  Geometry g;
+  if (const std::string why_not = plan_geometry(p, g); !why_not.empty()) {
+    ++seen[why_not];
+    return;
+  }
+  expect(p.words_are_filters ? !g.filters_are_rows : true, "filters are rows and lie side by side");
+  ++seen[g.filters_are_rows ? "filters are rows" : "positions are rows"];
+  if (g.im2col_teams > 1) ++seen["two teams"];
+  if (g.im2col_cluster > 1) ++seen["clusters"];
+  if (g.im2col_slots > 0) ++seen["slices"];
+  check_walks(g);
+  check_tiles(g);
+  check_box(p, g);
+  check_rows(g);
+  check_memory(g);
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(1);
+  for (int i = 0; i < 60; ++i) {
+    for (const Limits& limits : kLimits) check(draw(random, limits, true));
+  }
+  for (int i = 0; i < 200; ++i) {
+    // Of a network's size: 1x1, 3x3 and what a stride of 2 makes of it.
+    GeometryProblem p{};
+    p.batch = 1 + random() % 40;
+    p.groups = 1;
+    p.channels = 32 << random() % 6;
+    p.filters = 24 << random() % 6;
+    p.element_bytes = random() % 2 == 0 ? 2 : 4;
+    p.words_are_filters = random() % 2 == 0;
+    p.stores_columns = p.stores_images = !p.words_are_filters;
+    p.transposed = random() % 4 == 0;
+    p.filter_operands = 1 + random() % 3;
+    p.chunk_sums = 16;
+    const std::int64_t size = 7 << random() % 4;
+    const std::int64_t taps = random() % 2 == 0 ? 3 : p.transposed ? 2 : 1;
+    for (int d = 0; d < kDims; ++d) {
+      p.input[d] = d == 0 ? 1 : size;
+      p.taps[d] = d == 0 ? 1 : taps;
+      p.stride[d] = d == 0 ? 1 : p.transposed ? 2 : 1 + i % 2;
+      p.dilation[d] = 1;
+      p.padding[d] = d == 0 || taps < 3 ? 0 : 1;
+      if (!set_output(p, d, p.padding[d])) return 1;
+    }
+    check(p);
+  }
+  for (const std::int32_t bytes : {kStepBytes / 2, kStepBytes}) check_slices(bytes);
+  for (const auto& [kind, count] : seen) std::printf("%4d %s\n", count, kind.c_str());
+  for (const char* kind :
+       {"shared", "whole", "filters are rows", "positions are rows", "two teams", "clusters", "slices",
+        "a phase meets no tap", "there are more phases than maps for the copy engine",
+        "strides of more than 8 are too large for the copy engine",
+        "the copy engine moves boxes no farther beside the input than its padding and taps "
+        "ask for"}) {
+    expect(seen[kind] >= 3, "only ", seen[kind], " problems: ", kind);
+  }
+  return expectations::failures == 0 ? 0 : 1;
+}
