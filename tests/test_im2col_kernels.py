@@ -194,6 +194,14 @@ def test_results_of_16_bits(name, residual, hopper):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("residual", ["int32", "float64"])
+@pytest.mark.parametrize("name", ["3x3", "many tiles", "24 filters, channels_last"])
+def test_a_residual_of_another_kind(name, residual, hopper):
+    operands = (("full", residual, TILES[name].output_layout),)
+    check(replace(TILES[name], program=RESIDUAL, operands=operands), hopper)
+
+
+@pytest.mark.gpu
 def test_a_residual_at_an_odd_address(hopper, monkeypatch):
     """It is read where it is, and nothing is written beside the result."""
     force(monkeypatch, "sm90_im2col")

@@ -109,7 +109,8 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
     if (sm80::kIsCompiled && place.g.im2col_slots > 0 && tensor.place == pass.staged_operand &&
         pass.staged_operand >= 0 && launch.stages_operand)
       return load_slice(values);
-    if (words_are_apart() && tensor.is_like_output && !tensor.is_of_filters)
+    const bool is_narrow = is_floating(tensor.dtype) && tensor.dtype != DType::kFloat64;
+    if (words_are_apart() && tensor.is_like_output && !tensor.is_of_filters && is_narrow)
       return load_apart(tensor, values);
     float ones[kWords];
     if (load_ones(tensor, ones)) {

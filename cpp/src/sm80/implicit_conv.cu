@@ -214,7 +214,7 @@ struct ImplicitConv::State {
   }
 
   // As many blocks as there are multiprocessors go through all tiles.
-  void launch_im2col(ConvLaunch& pointed, std::uint8_t* workspace, int device, void* stream) const {
+  void launch_im2col(ConvLaunch& pointed, std::uint8_t* workspace, void* stream) const {
     const Geometry& g = problem.geometry;
     TensorLayout input = problem.input;
     const void* data = pointed.input;
@@ -297,7 +297,7 @@ void ImplicitConv::launch(const PassPointers& pointers, const void* weights, int
   if (state.problem.takes_statistics) {
     pointed.statistics = {floats(state.means), floats(state.squares), floats(state.counts)};
   }
-  if (g.is_im2col) return state.launch_im2col(pointed, workspace, device, stream);
+  if (g.is_im2col) return state.launch_im2col(pointed, workspace, stream);
   // Nearly always one launch.
   const std::int64_t of_position = g.position_blocks(), most = kMostBlocks / of_position;
   for (std::int64_t first = 0; first < g.position_tiles; first += most) {
