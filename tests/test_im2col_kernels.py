@@ -202,6 +202,17 @@ def test_a_residual_of_another_kind(name, residual, hopper):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("family", ["sm90_im2col", "sm90_compiled"])
+@pytest.mark.parametrize("name", ["7x7", "odd rows", "7x7, channels_last"])
+def test_a_number_of_each_image(name, family, hopper):
+    """Also where words of pixels begin in one image and end in the next."""
+    operands = (("image", "float32", "contiguous"), ("plane", "float32", "contiguous"))
+    program = "v1 = add(v0, b0); v2 = mul(v1, 2.0); v3 = add(v2, b1)"
+    conv = replace(LINEAR[name], program=program, operands=operands, family=family)
+    assert fuzz_conv.check(conv, hopper) == (True, "")
+
+
+@pytest.mark.gpu
 def test_a_residual_at_an_odd_address(hopper, monkeypatch):
     """It is read where it is, and nothing is written beside the result."""
     force(monkeypatch, "sm90_im2col")

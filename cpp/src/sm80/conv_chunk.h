@@ -97,6 +97,8 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
       return true;
     }
     if (tensor.pattern != Pattern::kOne || !pass.in_rows) return false;
+    // A word of pixels may lie in two images.
+    if (tensor.strides[0] != 0 && sm80::has_linear_rows(place.g) && !has_whole_rooms()) return false;
     visit_floating<float>(tensor.dtype, [&]<typename Stored>() {
       const Stored* const data = static_cast<const Stored*>(data_of(tensor));
 #pragma unroll
