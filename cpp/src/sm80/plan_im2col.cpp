@@ -132,16 +132,18 @@ class Im2colPlanner {
   }
 
   // Clocks; sets who multiplies which steps. As measured on an H200: the L2 cache fills a multiprocessor's
-  // memory with 62 bytes a clock, and each of these takes power, and so clocks, from the products.
+  // memory with 62 bytes a clock, of two teams, whose steps are at different places, with 44; and each byte
+  // takes power, and so clocks, from the products.
   double cost(const Im2colTile& tile) {
     constexpr std::int32_t kMultiprocessors = 132;
-    constexpr double kFill = 62, kPower = 0.0032, kPartWrites = 12, kPartReads = 12;  // bytes a clock
+    constexpr double kPower = 0.0032, kPartWrites = 12, kPartReads = 40;  // the latter in bytes a clock
+    const double fill = g_.im2col_teams > 1 ? 44 : 62;
     const double begin = g_.im2col_cluster > 1 ? 5500 : 3000;
     const std::int32_t columns = tile.share_rows ? tile.columns / 2 : tile.columns;
     const double products = 4 * (tile.share_rows ? 2 : tile.rows / 64.0) * product_clocks(columns);
     const double bytes_of_step =
         g_.im2col_position_bytes() + static_cast<double>(g_.tile_filters) * kStepBytes / g_.im2col_cluster;
-    const double of_step = std::max(products + kPower * bytes_of_step, bytes_of_step / kFill) + 20;
+    const double of_step = std::max(products + kPower * bytes_of_step, bytes_of_step / fill) + 20;
     const double outputs = static_cast<double>(tile.rows) * tile.columns;
     // Element by element where filters are columns and do not lie side by side.
     const double store = outputs / (g_.filters_are_rows || p_.words_are_filters ? 12 : 3) + 800;
@@ -171,22 +173,18 @@ class Im2colPlanner {
          whole_rounds >= 0 && whole_rounds + 1 >= tiles / workers; --whole_rounds) {
       const std::int64_t shared = tiles - whole_rounds * workers;
       if (shared == 0) continue;
-      for (const int times : {1, 2, 3, 4}) {
-        const std::int64_t share =
-            times * std::max<std::int64_t>(up(shared * g_.most_steps, workers), kLeastSteps);
-        const double teams_of_tile = 1 + static_cast<double>(g_.most_steps) / share, bytes = 4 * outputs;
-        const double merges = std::max(1.0, static_cast<double>(shared) / workers);
-        const double parts = std::min(2.0, 1 + static_cast<double>(shared) / workers);  // of a team
-        const double all = begin + of_whole(static_cast<double>(whole_rounds), false) +
-                           static_cast<double>(share) * of_step * teams + kMerge +
-                           parts * bytes / kPartWrites +
-                           merges * (teams_of_tile * bytes / kPartReads + store) + reads;
-        if (all >= least) continue;
-        least = all;
-        g_.im2col_workers = workers;
-        g_.im2col_whole_tiles = static_cast<std::int32_t>(whole_rounds * workers);
-        g_.im2col_share = static_cast<std::int32_t>(share);
-      }
+      const std::int64_t share = std::max<std::int64_t>(up(shared * g_.most_steps, workers), kLeastSteps);
+      const double teams_of_tile = 1 + static_cast<double>(g_.most_steps) / share, bytes = 4 * outputs;
+      const double merges = std::max(1.0, static_cast<double>(shared) / workers);
+      const double parts = std::min(2.0, 1 + static_cast<double>(shared) / workers);  // of a team
+      const double all = begin + of_whole(static_cast<double>(whole_rounds), false) +
+                         static_cast<double>(share) * of_step * teams + kMerge + parts * bytes / kPartWrites +
+                         merges * (teams_of_tile * bytes / kPartReads + store) + reads;
+      if (all >= least) continue;
+      least = all;
+      g_.im2col_workers = workers;
+      g_.im2col_whole_tiles = static_cast<std::int32_t>(whole_rounds * workers);
+      g_.im2col_share = static_cast<std::int32_t>(share);
     }
     return least;
   }
