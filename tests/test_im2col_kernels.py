@@ -35,6 +35,18 @@ TILES = {
     "1-d": problem((3, 64, 333), (50, 64, 5), dilation=3, begin=6, end=6),
     "groups": problem((2, 128, 9, 11), (96, 64, 3, 3), groups=2, **SAME),
 }
+# Images of all alignments, whose pixels lie side by side: of tiles' parts some lie in two images or more.
+IMAGES = {
+    "1x1 images": problem((70, 64, 1, 1), (40, 64, 1, 1)),
+    "2x2 images": problem((70, 64, 2, 2), (72, 64, 3, 3), **SAME),
+    "7x7 images": problem((37, 72, 7, 7), (160, 72, 1, 1)),
+    "14x14 images": problem((9, 32, 14, 14), (144, 32, 1, 1)),
+    "15x16 images": problem((5, 40, 15, 16), (130, 40, 3, 3), **SAME),
+    "28x28 images": problem((6, 33, 28, 28), (64, 33, 3, 3), **SAME),
+    "1x1, stride 2": problem((6, 96, 15, 14), (80, 96, 1, 1), stride=2),
+    "1x1, strides 3 and 1": problem((2, 24, 31, 16), (40, 24, 1, 1), stride=(3, 1)),
+    "1x1 beside pixels": problem((3, 32, 8, 8), (40, 32, 1, 1), stride=2, begin=0, end=2),
+}
 TILES |= {
     f"{name}, channels_last": replace(conv, **LAST) for name, conv in TILES.items() if len(conv.input) > 3
 }
@@ -191,6 +203,18 @@ def test_results_of_16_bits(name, residual, hopper):
     operands = (("full", residual, "channels_last"),)
     types = {"dtype": "bfloat16", "math": "bf16", "output_dtype": "bfloat16"}
     check(replace(TILES[name], program=RESIDUAL, operands=operands, **types), hopper)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("math", ["tf32", "bf16", "narrow"])
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_side_by_side(name, math, hopper):
+    """With a residual that lies like the output, which comes and goes slice by slice."""
+    types = {"math": math.replace("narrow", "bf16")}
+    if math == "narrow":
+        types |= {"dtype": "bfloat16", "output_dtype": "bfloat16"}
+    operands = (("full", types.get("dtype", "float32"), "contiguous"),)
+    check(replace(IMAGES[name], program=RESIDUAL, operands=operands, **types), hopper)
 
 
 @pytest.mark.gpu

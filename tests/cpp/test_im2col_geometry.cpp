@@ -194,8 +194,9 @@ void check(GeometryProblem p) {
   p.has_warpgroups = p.is_im2col = true;
   p.takes_statistics = false;
   if (p.groups > 1) p.channels = (p.channels + 63) / 64 * 64;
-  p.dense_bytes = p.words_are_filters ? p.element_bytes : 0;
-  p.stages_operand = p.dense_bytes > 0 && p.filters % 2 == 0;
+  p.output_bytes = p.element_bytes;
+  p.stores_slices = p.words_are_filters || p.output[2] % 8 == 0;
+  p.stages_operand = p.filters % 2 == 0;
   expectations::subject = text_of(p);
   Geometry g;
   if (const std::string why_not = plan_geometry(p, g); !why_not.empty()) {

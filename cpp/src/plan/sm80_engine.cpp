@@ -54,19 +54,23 @@ bool in_pieces(const ConvPlanProblem& problem, const sm80::TensorLayout& input, 
   return true;
 }
 
-// Of an element of an output whose pixels follow each other, with filters side by side, in rows of the copy
-// engine's granularity; else 0.
-int dense_bytes(const sm80::TensorLayout& output, const ConvProblem& conv) {
+// Whether pixels follow each other, with filters side by side, in rows of the copy engine's granularity.
+bool is_dense(const sm80::TensorLayout& output, const ConvProblem& conv) {
   const int size = dtype_size(output.dtype);
-  if (output.strides[1] != 1 || conv.K() * size % sm80::kPieceBytes != 0) return 0;
+  if (output.strides[1] != 1 || conv.K() * size % sm80::kPieceBytes != 0) return false;
   std::int64_t stride = conv.K();
   for (std::size_t d = conv.output().size(); d-- > 0;) {
     if (d == 1) continue;
     const std::size_t at = d == 0 ? 0 : d + 2 + kDims - conv.output().size();
-    if (conv.output()[d] > 1 && output.strides[at] != stride) return 0;
+    if (conv.output()[d] > 1 && output.strides[at] != stride) return false;
     stride *= conv.output()[d];
   }
-  return size;
+  return true;
+}
+// Whether images' planes of filters begin at the copy engine's granularity.
+bool has_lines(const sm80::TensorLayout& output) {
+  const int elements = sm80::kPieceBytes / dtype_size(output.dtype);
+  return output.strides[0] % elements == 0 && output.strides[1] % elements == 0;
 }
 
 // The operand that is laid out like the output, element for element, or -1.
@@ -112,7 +116,9 @@ sm80::GeometryProblem geometry_problem(const ConvPlanProblem& problem,
   result.stores_images = result.stores_columns && (output[3] == 0 || output[3] == result.output[2]) &&
                          (output[2] == 0 || output[2] == result.output[1] * result.output[2]);
   result.in_pieces = planned.in_pieces;
-  result.dense_bytes = dense_bytes(planned.output, conv);
+  result.output_bytes = dtype_size(planned.output.dtype);
+  result.stores_slices =
+      result.words_are_filters ? is_dense(planned.output, conv) : has_lines(planned.output);
   result.stages_operand = planned.staged_operand >= 0;
   result.has_warpgroups = kind != Kind::kPortable;
   result.is_im2col = kind == Kind::kIm2col;
@@ -204,6 +210,17 @@ class Sm80Engine final : public ConvEngine {
     return "";
   }
 
+  // Of an input that is copied first, pixels between those that a single tap meets are not.
+  void leave_out_pixels(sm80::GeometryProblem& geometry) {
+    for (int d = 0; d < kDims; ++d) {
+      const bool meets_padding = (geometry.output[d] - 1) * geometry.stride[d] >= geometry.input[d];
+      if (geometry.transposed || geometry.taps[d] != 1 || geometry.padding[d] != 0 || meets_padding) continue;
+      problem_.input.strides[2 + d] *= geometry.stride[d];
+      geometry.input[d] = geometry.output[d];
+      geometry.stride[d] = 1;
+    }
+  }
+
   std::size_t pass_bytes() const {
     if (division_ == Division::kAtNorm) return tables_bytes_;
     return pass_ == nullptr ? 0 : pass_->workspace_bytes();
@@ -260,7 +277,9 @@ std::string Sm80Engine::plan(const ConvPlanProblem& given, Kind kind) {
   std::string why_not = has_warpgroups ? why_no_warpgroups(given) : "";
   if (why_not.empty() && kind == Kind::kIm2col) why_not = set_turn(given);
   if (why_not.empty()) {
-    why_not = sm80::plan_geometry(geometry_problem(given, problem_, kind), problem_.geometry);
+    sm80::GeometryProblem geometry = geometry_problem(given, problem_, kind);
+    if (problem_.turns_input) leave_out_pixels(geometry);
+    why_not = sm80::plan_geometry(geometry, problem_.geometry);
   }
   if (!why_not.empty()) return why_not;
   is_compiled_ =

@@ -38,7 +38,7 @@ inline constexpr int kStepBytes = kStepPieces * kPieceBytes;
 inline constexpr int kThreads = 256;
 inline constexpr int kBarrierBytes = 8;
 inline constexpr int kProductRows = 64;      // of a warpgroup
-inline constexpr int kSliceRows = 16;        // of a slice of the output (im2col_conv.h)
+inline constexpr int kSliceRows = 16;        // of a slice of the output (im2col_slices.h)
 inline constexpr int kStages = 3;            // of weights, in shared memory
 inline constexpr int kMostBlockPhases = 64;  // that a block goes through
 
@@ -107,6 +107,7 @@ struct Geometry {
   std::int32_t im2col_share;        // each has so many steps, which follow each other through tiles
   std::int32_t im2col_slots;        // of a warp, for slices of the output on their way; 0: stored directly
   std::int32_t im2col_slice_bytes;  // of a row of a slice
+  bool im2col_copies_slices;        // by their warps: the copy engine cannot
 
   // ---- Boxes
   bool joined[kDims];

@@ -97,7 +97,7 @@ struct alignas(64) Im2colMap {
 };
 struct Im2colMaps {
   Im2colMap of_phase[kMostMaps];
-  Im2colMap output, operand;  // of slices, as matrices of pixels and filters
+  Im2colMap output, operand;  // of slices (im2col_slices.h)
   Im2colMap weights;          // packed, as rows of steps; of clusters
 };
 

@@ -82,21 +82,30 @@ void make_im2col_maps(const Geometry& g, ConvMath math, const TensorLayout& inpu
 
 namespace {
 
-// Of a matrix.
-Im2colMap make_matrix_map(CUtensorMapDataType type, const void* data, std::int64_t columns, std::int64_t rows,
-                          int element_bytes, int box_columns, int box_rows, CUtensorMapSwizzle swizzle) {
+// Bytes to the next row, and to the next of so many matrices; of one alone `count` is 0.
+struct Matrices {
+  std::int64_t columns, rows, row_bytes;
+  std::int64_t count = 0, matrix_bytes = 0;
+};
+
+Im2colMap make_matrix_map(CUtensorMapDataType type, const void* data, const Matrices& m, int box_columns,
+                          int box_rows, CUtensorMapSwizzle swizzle) {
   static const auto encode = driver_function<PFN_cuTensorMapEncodeTiled_v12000>("cuTensorMapEncodeTiled");
-  const cuuint64_t extents[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[] = {extents[0] * static_cast<cuuint64_t>(element_bytes)};
-  const cuuint32_t box[] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[] = {1, 1};
+  const auto stride = [](std::int64_t bytes) {
+    return static_cast<cuuint64_t>(bytes == 0 ? kPieceBytes : bytes);  // of one row any multiple
+  };
+  const cuuint64_t extents[] = {static_cast<cuuint64_t>(m.columns), static_cast<cuuint64_t>(m.rows),
+                                static_cast<cuuint64_t>(m.count)};
+  const cuuint64_t strides[] = {stride(m.row_bytes), stride(m.matrix_bytes)};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(box_columns), static_cast<cuuint32_t>(box_rows), 1};
+  const cuuint32_t steps[] = {1, 1, 1};
   CUtensorMap map;
-  const CUresult status = encode(&map, type, 2, const_cast<void*>(data), extents, strides, box, steps,
-                                 CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult status = encode(&map, type, m.count == 0 ? 2 : 3, const_cast<void*>(data), extents, strides,
+                                 box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
     throw CudaError(concat("cuTensorMapEncodeTiled failed with error ", static_cast<int>(status),
-                           " for a matrix of ", rows, " x ", columns));
+                           " for matrices of ", m.rows, " x ", m.columns));
   }
   Im2colMap result;
   std::memcpy(&result, &map, sizeof(map));
@@ -105,21 +114,23 @@ Im2colMap make_matrix_map(CUtensorMapDataType type, const void* data, std::int64
 
 }  // namespace
 
-Im2colMap make_slice_map(const Geometry& g, DType dtype, const void* data) {
-  const int size = dtype_size(dtype);
+Im2colMap make_slice_map(const Geometry& g, const TensorLayout& output, const void* data) {
+  const int size = dtype_size(output.dtype);
+  const std::int64_t filters = std::int64_t{g.groups} * g.filters, pixels = g.image_positions();
+  const Matrices pixel_rows{filters, g.batch * pixels, filters * size};
+  const Matrices images{pixels, filters, output.strides[1] * size, g.batch, output.strides[0] * size};
   return make_matrix_map(
-      dtype == DType::kFloat32    ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
-      : dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                  : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-      data, std::int64_t{g.groups} * g.filters, g.batch * g.image_positions(), size,
-      g.im2col_slice_bytes / size, kSliceRows,
+      output.dtype == DType::kFloat32    ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+      : output.dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                         : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+      data, g.filters_are_rows ? images : pixel_rows, g.im2col_slice_bytes / size, kSliceRows,
       g.im2col_slice_bytes == kStepBytes ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B);
 }
 
 Im2colMap make_weights_map(const Geometry& g, const void* packed) {
   const std::int64_t first = g.packed_step(0, 0, 0, 0), end = g.packed_step(g.all_phases(), 0, 0, 0);
   return make_matrix_map(CU_TENSOR_MAP_DATA_TYPE_FLOAT32, static_cast<const std::uint8_t*>(packed) + first,
-                         kStepBytes / 4, (end - first) / kStepBytes, 4, kStepBytes / 4,
+                         {kStepBytes / 4, (end - first) / kStepBytes, kStepBytes}, kStepBytes / 4,
                          g.tile_filters / g.im2col_cluster, CU_TENSOR_MAP_SWIZZLE_NONE);
 }
 

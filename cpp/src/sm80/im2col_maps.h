@@ -10,8 +10,8 @@ namespace epiconv::sm80 {
 // Of each phase, of an input whose channels lie side by side, in what is multiplied.
 void make_im2col_maps(const Geometry& geometry, ConvMath math, const TensorLayout& input, const void* data,
                       Im2colMaps& maps);
-// Of slices of a tensor that is laid out like the output.
 Im2colMap make_weights_map(const Geometry& geometry, const void* packed);
-Im2colMap make_slice_map(const Geometry& geometry, DType dtype, const void* data);
+// Of slices of a tensor that is laid out like the output.
+Im2colMap make_slice_map(const Geometry& geometry, const TensorLayout& output, const void* data);
 
 }  // namespace epiconv::sm80

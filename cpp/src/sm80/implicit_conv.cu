@@ -234,7 +234,10 @@ struct ImplicitConv::State {
     Im2colMaps maps{};
     make_im2col_maps(g, problem.math, input, data, maps);
     if (g.im2col_cluster > 1) maps.weights = make_weights_map(g, pointed.weights);
-    if (g.im2col_slots > 0) {
+    const int place = parameters.epilogue.staged_operand;
+    if (g.im2col_copies_slices) {
+      pointed.stages_operand = place >= 0;
+    } else if (g.im2col_slots > 0) {
       const auto is_aligned = [](const void* address) {
         return reinterpret_cast<std::uintptr_t>(address) % kPieceBytes == 0;
       };
@@ -242,12 +245,9 @@ struct ImplicitConv::State {
         throw InvalidArgument(concat("the output of ", name, " begins at an address that is no multiple of ",
                                      kPieceBytes, ": allocate it so"));
       }
-      maps.output = make_slice_map(g, problem.output.dtype, pointed.output);
-      const int place = parameters.epilogue.staged_operand;
+      maps.output = make_slice_map(g, problem.output, pointed.output);
       pointed.stages_operand = place >= 0 && is_aligned(pointed.operands[place]);
-      if (pointed.stages_operand) {
-        maps.operand = make_slice_map(g, problem.output.dtype, pointed.operands[place]);
-      }
+      if (pointed.stages_operand) maps.operand = make_slice_map(g, problem.output, pointed.operands[place]);
     }
     const std::int32_t blocks = g.im2col_workers / g.im2col_teams * g.im2col_cluster;
     void* arguments[] = {&pointed, &maps};

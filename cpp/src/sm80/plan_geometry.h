@@ -20,12 +20,13 @@ struct GeometryProblem {
   bool words_are_filters;  // filters of an output pixel do
   bool stores_images;      // pixels of an image of the output do, row by row
   bool in_pieces;          // pieces of the input's channels do
-  int dense_bytes;         // of an element of the output, if all its pixels follow each other; or 0
-  bool stages_operand;     // an operand that is laid out like it is brought the way that it is stored
-  bool has_warpgroups;     // that multiply, and not warps
-  bool is_im2col;          // these, of what the copy engine brings (im2col_conv.h)
-  int filter_operands;     // of the epilogue, that have one element for each filter
-  int chunk_sums;          // of a thread, that the epilogue computes at once
+  int output_bytes;        // of an element of the output
+  bool stores_slices;   // of it the copy engine can store a tile's: all pixels follow each other, or images'
+  bool stages_operand;  // an operand that is laid out like it is brought the way that it is stored
+  bool has_warpgroups;  // that multiply, and not warps
+  bool is_im2col;       // these, of what the copy engine brings (im2col_conv.h)
+  int filter_operands;  // of the epilogue, that have one element for each filter
+  int chunk_sums;       // of a thread, that the epilogue computes at once
 };
 
 // "" and the geometry, or why 32-bit index arithmetic does not reach.

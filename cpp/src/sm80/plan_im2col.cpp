@@ -108,11 +108,13 @@ class Im2colPlanner {
     };
     set(g_.filter_tiles, up(p_.filters, g_.tile_filters));
     set(g_.patches[0], up(p_.batch * g_.image_positions(), g_.tile_positions));
-    // A slice of a warp has 128 bytes of filters, or as many as divide its columns.
+    // A row of a slice of a warp has 128 bytes of filters or pixels, or as many as divide its columns.
     const std::int32_t of_group = tile.share_rows ? tile.columns / 2 : tile.columns;
     const bool fills_tiles = p_.groups == 1 || p_.filters % g_.tile_filters == 0;
-    const bool has_slices = p_.words_are_filters && p_.dense_bytes > 0 && g_.all_phases() == 1 && fills_tiles;
-    g_.im2col_slice_bytes = of_group * p_.dense_bytes % kStepBytes == 0 ? kStepBytes : kStepBytes / 2;
+    const bool may_have_slices = g_.filters_are_rows || (p_.words_are_filters && p_.stores_slices);
+    const bool has_slices = may_have_slices && g_.all_phases() == 1 && fills_tiles;
+    g_.im2col_slice_bytes = of_group * p_.output_bytes % kStepBytes == 0 ? kStepBytes : kStepBytes / 2;
+    g_.im2col_copies_slices = has_slices && !p_.stores_slices;
     g_.im2col_slots = has_slices ? kMostSlots : 0;
     set_stages();
     // More slots help short tiles, and stages long ones; an operand needs slots to be on its way.

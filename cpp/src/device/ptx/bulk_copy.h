@@ -84,6 +84,20 @@ __device__ __forceinline__ void tensor_store(const void* map, std::uint32_t shar
                "r"(shared), "r"(x), "r"(y)
                : "memory");
 }
+// The same of three dimensions.
+__device__ __forceinline__ void tensor_copy(std::uint32_t shared, const void* map, int x, int y, int z,
+                                            std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(shared),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void tensor_store(const void* map, std::uint32_t shared, int x, int y, int z) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(map),
+               "r"(shared), "r"(x), "r"(y), "r"(z)
+               : "memory");
+}
 // Ends a group of this thread's stores, which may be empty.
 __device__ __forceinline__ void bulk_store_commit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");

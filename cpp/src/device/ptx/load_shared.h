@@ -22,11 +22,19 @@ __device__ __forceinline__ int2 load_shared_2(std::uint32_t from) {
   return value;
 }
 
-// What has 8 or 16 bytes, and is aligned to as many.
+// What has 2, 4, 8 or 16 bytes, and is aligned to as many.
 template <typename T>
 __device__ __forceinline__ T load_shared_as(std::uint32_t from) {
-  static_assert(sizeof(T) == 8 || sizeof(T) == 16);
-  if constexpr (sizeof(T) == 8) {
+  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+  if constexpr (sizeof(T) == 2) {
+    std::uint16_t value;
+    asm volatile("ld.shared.b16 %0, [%1];" : "=h"(value) : "r"(from) : "memory");
+    return __builtin_bit_cast(T, value);
+  } else if constexpr (sizeof(T) == 4) {
+    std::uint32_t value;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
+    return __builtin_bit_cast(T, value);
+  } else if constexpr (sizeof(T) == 8) {
     return __builtin_bit_cast(T, load_shared_2(from));
   } else {
     return __builtin_bit_cast(T, load_shared(from));

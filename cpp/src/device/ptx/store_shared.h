@@ -27,11 +27,17 @@ __device__ __forceinline__ void store_shared(std::uint32_t address, std::uint32_
                : "memory");
 }
 
-// What has 8 or 16 bytes, and is aligned to as many.
+// What has 2, 4, 8 or 16 bytes, and is aligned to as many.
 template <typename T>
 __device__ __forceinline__ void store_shared_as(std::uint32_t address, const T& value) {
-  static_assert(sizeof(T) == 8 || sizeof(T) == 16);
-  if constexpr (sizeof(T) == 8) {
+  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16);
+  if constexpr (sizeof(T) == 2) {
+    asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(__builtin_bit_cast(std::uint16_t, value))
+                 : "memory");
+  } else if constexpr (sizeof(T) == 4) {
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(__builtin_bit_cast(std::uint32_t, value))
+                 : "memory");
+  } else if constexpr (sizeof(T) == 8) {
     const auto two = __builtin_bit_cast(uint2, value);
     store_shared(address, two.x, two.y);
   } else {
