@@ -45,7 +45,33 @@ IMAGES = {
     "28x28 images": problem((6, 33, 28, 28), (64, 33, 3, 3), **SAME),
     "1x1, stride 2": problem((6, 96, 15, 14), (80, 96, 1, 1), stride=2),
     "1x1, strides 3 and 1": problem((2, 24, 31, 16), (40, 24, 1, 1), stride=(3, 1)),
+    "2x2 of stride 2, transposed": problem((9, 64, 14, 13), (64, 96, 2, 2), transposed=True, stride=2),
+    "4x4 of stride 2, transposed": problem((9, 72, 8, 8), (72, 130, 4, 4), transposed=True, stride=2, **SAME),
+    "odd rows, transposed": problem((9, 64, 7, 7), (64, 40, 3, 3), transposed=True, stride=2),
+    "odd planes, transposed": problem(
+        (3, 32, 3, 6, 7), (32, 40, 3, 2, 2), transposed=True, stride=(1, 2, 2), begin=(1, 0, 0), end=(1, 0, 0)
+    ),
+    "1-d of stride 8, transposed": problem(
+        (3, 64, 270), (64, 40, 16), transposed=True, stride=8, begin=4, end=4
+    ),
     "1x1 beside pixels": problem((3, 32, 8, 8), (40, 32, 1, 1), stride=2, begin=0, end=2),
+}
+# Whose rows of pixels begin at multiples of 16 bytes, and that taps do not move along: read as they lie.
+# Of the last two results rows do not begin so.
+LINES = {
+    "1x1 of 16x24": problem((40, 48, 16, 24), (250, 48, 1, 1)),
+    "1x1 of 8x8": problem((61, 40, 8, 8), (96, 40, 1, 1)),
+    "1x1 of few filters": problem((9, 136, 40, 32), (24, 136, 1, 1)),
+    "1x1 of 320 filters": problem((5, 36, 32, 48), (320, 36, 1, 1)),
+    "1x1 of a long gemm_k": problem((9, 1024, 16, 16), (192, 1024, 1, 1)),
+    "3x1": problem((13, 72, 19, 64), (136, 72, 3, 1), begin=(1, 0), end=(1, 0)),
+    "5x1, dilated": problem((6, 40, 33, 24), (64, 40, 5, 1), dilation=(3, 1), begin=(6, 0), end=(6, 0)),
+    "3x3x1": problem((3, 64, 9, 12, 32), (96, 64, 3, 3, 1), begin=(1, 1, 0), end=(1, 1, 0)),
+    "1x1 in groups": problem((18, 128, 24, 16), (96, 64, 1, 1), groups=2),
+    "1-d": problem((15, 96, 344), (80, 96, 1)),
+    "transposed, 3x1": problem((18, 64, 9, 64), (64, 48, 3, 1), transposed=True, begin=(1, 0), end=(1, 0)),
+    "1x1 of a width of 64": problem((9, 64, 33, 64), (72, 64, 1, 1), end=(0, 3)),
+    "3x1, wider": problem((10, 64, 11, 160), (72, 64, 3, 1), end=(2, 1)),
 }
 TILES |= {
     f"{name}, channels_last": replace(conv, **LAST) for name, conv in TILES.items() if len(conv.input) > 3
@@ -91,6 +117,15 @@ def test_what_is_copied_first(nvrtc):
     assert turned.workspace_bytes - in_place.workspace_bytes >= size > in_place.workspace_bytes
     converted = plan_of(replace(TILES["3x3, channels_last"], math="bf16"))
     assert "_bf16_turned_im2col_" in converted.kernel and converted.workspace_bytes >= size // 2
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_what_is_read_as_it_lies(name, nvrtc):
+    types = {"dtype": "bfloat16", "math": "bf16", "output_dtype": "bfloat16"}
+    for conv in (LINES[name], replace(LINES[name], **types)):
+        plan = plan_of(conv)
+        assert "_im2col_lines_" in plan.kernel
+        assert "_shared_" in plan.kernel or plan.workspace_bytes == 0
 
 
 @pytest.mark.parametrize(
@@ -207,14 +242,14 @@ def test_results_of_16_bits(name, residual, hopper):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("math", ["tf32", "bf16", "narrow"])
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", [*IMAGES, *LINES])
 def test_images_side_by_side(name, math, hopper):
     """With a residual that lies like the output, which comes and goes slice by slice."""
     types = {"math": math.replace("narrow", "bf16")}
     if math == "narrow":
         types |= {"dtype": "bfloat16", "output_dtype": "bfloat16"}
     operands = (("full", types.get("dtype", "float32"), "contiguous"),)
-    check(replace(IMAGES[name], program=RESIDUAL, operands=operands, **types), hopper)
+    check(replace((IMAGES | LINES)[name], program=RESIDUAL, operands=operands, **types), hopper)
 
 
 @pytest.mark.gpu

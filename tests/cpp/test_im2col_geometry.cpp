@@ -2,6 +2,7 @@
 // together go through each tile's steps once; that what the copy engine is told of a tap is the input pixel
 // that the convolution's definition says; the order of packed weights; slices; shared memory.
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <map>
@@ -152,6 +153,46 @@ void check_rows(const Geometry& g) {
   }
 }
 
+// A tile's positions are lines of 128 bytes of pixels, all of the grid's are some tile's once, and of eight
+// channels that a piece or two have, each is multiplied once, in another order where elements have 4 bytes.
+void check_lines(const Geometry& g) {
+  const std::int32_t line = kStepBytes / g.element_bytes;
+  expect(g.positions_are_rows() && g.filters_are_rows && !g.is_linear, "lines are rows");
+  expect(g.patch(kDims) == line && g.taps[2] == 1 && g.padding[2] == 0, "lines of ", g.patch(kDims));
+  std::int32_t positions = 1;
+  std::int64_t tiles = 1;
+  const std::int64_t extents[kPatchDims] = {g.batch, g.grid[0], g.grid[1], g.grid[2]};
+  for (int d = 0; d < kPatchDims; ++d) {
+    positions *= g.patch(d);
+    tiles *= g.patches[d].divisor;
+    expect(std::int64_t{g.patches[d].divisor} * g.patch(d) >= extents[d], "dimension ", d, " is not covered");
+  }
+  expect(positions == g.tile_positions && tiles == g.position_tiles, positions, " positions of a tile");
+  std::set<std::array<std::int32_t, kPatchDims>> found;
+  for (std::int32_t position = 0; position < std::min(g.position_tiles, 40); ++position) {
+    const Tile tile = im2col_tile(g, static_cast<std::int32_t>(position * g.position_blocks()), 0);
+    for (std::int32_t i = 0; i < g.tile_positions; ++i) {
+      const Position at = Position::in_grid(g, tile, i);
+      expect(found.insert({at.at[0], at.at[1], at.at[2], at.at[3]}).second, "position ", i, " again");
+      const Position first = Position::in_grid(g, tile, i / line * line);
+      expect(at.at[3] == first.at[3] + i % line && at.at[2] == first.at[2], "position ", i, " of its line");
+    }
+  }
+  const std::int32_t of_piece = kPieceBytes / g.element_bytes;
+  std::set<std::int32_t> channels;
+  for (std::int32_t channel = 0; channel < 16; channel += of_piece) {
+    for (std::int32_t e = 0; e < of_piece; ++e) {
+      const std::int32_t found_channel = g.channel_of(channel, e);
+      channels.insert(found_channel);
+      // Threads have rows 2 * (lane % 4) for the first piece of eight channels, and the next for the second.
+      const std::int32_t wanted =
+          g.element_bytes == 4 ? channel / 8 * 8 + 2 * e + channel / 4 % 2 : channel + e;
+      expect(found_channel == wanted, "channel ", found_channel);
+    }
+  }
+  expect(channels.size() == 16 && *channels.rbegin() == 15, "channels are left out");
+}
+
 void check_slices(std::int32_t slice_bytes) {
   std::set<std::int32_t> places;
   for (std::int32_t row = 0; row < kSliceRows; ++row) {
@@ -197,6 +238,9 @@ void check(GeometryProblem p) {
   p.output_bytes = p.element_bytes;
   p.stores_slices = p.words_are_filters || p.output[2] % 8 == 0;
   p.stages_operand = p.filters % 2 == 0;
+  p.turns_input = !p.words_are_filters;
+  p.reads_lines = p.turns_input && p.input[2] * p.element_bytes % kPieceBytes == 0;
+  p.stores_lines = p.stores_slices;
   expectations::subject = text_of(p);
   Geometry g;
   if (const std::string why_not = plan_geometry(p, g); !why_not.empty()) {
@@ -208,9 +252,15 @@ void check(GeometryProblem p) {
   if (g.im2col_teams > 1) ++seen["two teams"];
   if (g.im2col_cluster > 1) ++seen["clusters"];
   if (g.im2col_slots > 0) ++seen["slices"];
+  if (g.im2col_copies_slices) ++seen["copied slices"];
+  if (g.im2col_lines) {
+    ++seen["lines"];
+    check_lines(g);
+  } else {
+    check_box(p, g);
+  }
   check_walks(g);
   check_tiles(g);
-  check_box(p, g);
   check_rows(g);
   check_memory(g);
 }
@@ -235,8 +285,9 @@ int main() {
     p.transposed = random() % 4 == 0;
     p.filter_operands = 1 + random() % 3;
     p.chunk_sums = 16;
-    const std::int64_t size = 7 << random() % 4;
-    const std::int64_t taps = random() % 2 == 0 ? 3 : p.transposed ? 2 : 1;
+    const bool is_pointwise = i % 4 == 0 && !p.transposed;
+    const std::int64_t size = is_pointwise ? 32 << random() % 2 : 7 << random() % 4;
+    const std::int64_t taps = !is_pointwise && random() % 2 == 0 ? 3 : p.transposed ? 2 : 1;
     for (int d = 0; d < kDims; ++d) {
       p.input[d] = d == 0 ? 1 : size;
       p.taps[d] = d == 0 ? 1 : taps;
@@ -250,8 +301,8 @@ int main() {
   for (const std::int32_t bytes : {kStepBytes / 2, kStepBytes}) check_slices(bytes);
   for (const auto& [kind, count] : seen) std::printf("%4d %s\n", count, kind.c_str());
   for (const char* kind :
-       {"shared", "whole", "filters are rows", "positions are rows", "two teams", "clusters", "slices",
-        "a phase meets no tap", "there are more phases than maps for the copy engine",
+       {"shared", "whole", "filters are rows", "positions are rows", "two teams", "slices", "lines",
+        "copied slices", "a phase meets no tap", "there are more phases than maps for the copy engine",
         "strides of more than 8 are too large for the copy engine",
         "the copy engine moves boxes no farther beside the input than its padding and taps "
         "ask for"}) {

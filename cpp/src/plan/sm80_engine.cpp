@@ -67,10 +67,11 @@ bool is_dense(const sm80::TensorLayout& output, const ConvProblem& conv) {
   }
   return true;
 }
-// Whether images' planes of filters begin at the copy engine's granularity.
-bool has_lines(const sm80::TensorLayout& output) {
-  const int elements = sm80::kPieceBytes / dtype_size(output.dtype);
-  return output.strides[0] % elements == 0 && output.strides[1] % elements == 0;
+// Whether what lies in so many dimensions, images first, begins at the copy engine's granularity.
+bool has_lines(const sm80::TensorLayout& tensor, int dims) {
+  return std::all_of(tensor.strides, tensor.strides + dims, [&](std::int64_t stride) {
+    return stride * dtype_size(tensor.dtype) % sm80::kPieceBytes == 0;
+  });
 }
 
 // The operand that is laid out like the output, element for element, or -1.
@@ -118,7 +119,7 @@ sm80::GeometryProblem geometry_problem(const ConvPlanProblem& problem,
   result.in_pieces = planned.in_pieces;
   result.output_bytes = dtype_size(planned.output.dtype);
   result.stores_slices =
-      result.words_are_filters ? is_dense(planned.output, conv) : has_lines(planned.output);
+      result.words_are_filters ? is_dense(planned.output, conv) : has_lines(planned.output, 2);
   result.stages_operand = planned.staged_operand >= 0;
   result.has_warpgroups = kind != Kind::kPortable;
   result.is_im2col = kind == Kind::kIm2col;
@@ -192,19 +193,24 @@ class Sm80Engine final : public ConvEngine {
     return "";
   }
 
+  // Whether no two pixels lie in one place.
+  static bool has_steps(const ConvPlanProblem& given) {
+    bool has = true;
+    for (std::size_t d = 0; d < given.conv.input().size(); ++d) {
+      has = has && (given.conv.input()[d] == 1 || given.input_strides[d] != 0);
+    }
+    return has;
+  }
+
   // Whether channels lie side by side, or the input is copied first, or why neither.
   std::string set_turn(const ConvPlanProblem& given) {
     if (given.padding_mode != PaddingMode::kZeros) return "the copy engine pads with zeros only";
     const DType multiplied = given.math == ConvMath::kTf32   ? DType::kFloat32
                              : given.math == ConvMath::kBf16 ? DType::kBFloat16
                                                              : DType::kFloat16;
-    bool has_steps = true;  // no two pixels lie in one place
     std::int64_t pixels = given.conv.N();
-    for (std::size_t d = 0; d < given.conv.input().size(); ++d) {
-      has_steps = has_steps && (given.conv.input()[d] == 1 || given.input_strides[d] != 0);
-      if (d > 1) pixels *= given.conv.input()[d];
-    }
-    problem_.turns_input = !problem_.in_pieces || !has_steps || given.input_dtype != multiplied;
+    for (std::size_t d = 2; d < given.conv.input().size(); ++d) pixels *= given.conv.input()[d];
+    problem_.turns_input = !problem_.in_pieces || !has_steps(given) || given.input_dtype != multiplied;
     if (pixels == 0) return "the input has no pixels";
     if (pixels > std::numeric_limits<std::int32_t>::max()) return "the input has too many pixels";
     return "";
@@ -218,6 +224,53 @@ class Sm80Engine final : public ConvEngine {
       problem_.input.strides[2 + d] *= geometry.stride[d];
       geometry.input[d] = geometry.output[d];
       geometry.stride[d] = 1;
+    }
+  }
+
+  // Whether rows of the input's pixels, in what is multiplied, begin at the copy engine's granularity.
+  bool has_input_lines(const ConvPlanProblem& given) const {
+    const sm80::TensorLayout& input = problem_.input;
+    const DType multiplied = given.math == ConvMath::kTf32   ? DType::kFloat32
+                             : given.math == ConvMath::kBf16 ? DType::kBFloat16
+                                                             : DType::kFloat16;
+    return input.dtype == multiplied && input.strides[4] == 1 && has_lines(input, 1 + kDims) &&
+           given.input_alignment % sm80::kPieceBytes == 0 && has_steps(given);
+  }
+
+  // Where a tap meets each pixel alone, an image is one row of pixels, if all tensors allow it.
+  void join_pixels(sm80::GeometryProblem& geometry) {
+    for (int d = 0; d < kDims; ++d) {
+      if (geometry.taps[d] != 1 || geometry.padding[d] != 0 || geometry.stride[d] != 1) return;
+    }
+    const auto is_joined = [&](const sm80::TensorLayout& tensor) {
+      std::int64_t pixels = 1, stride = -1;  // of the dimensions so far, the last ones first
+      for (int d = kDims - 1; d >= 0; --d) {
+        if (geometry.output[d] == 1) continue;
+        if (stride >= 0 && tensor.strides[2 + d] != stride * pixels) return false;
+        if (stride < 0) stride = tensor.strides[2 + d];
+        pixels *= geometry.output[d];
+      }
+      return true;
+    };
+    bool are_joined = geometry.stores_images && is_joined(problem_.input) && is_joined(problem_.output);
+    for (int i = 0; i < kNumOperandPlaces; ++i) {
+      are_joined = are_joined && (!problem_.program.reads(i) || is_joined(problem_.operands[i]));
+    }
+    if (!are_joined) return;
+    const auto join = [&](sm80::TensorLayout& tensor) {
+      std::int64_t stride = 0;
+      for (int d = kDims - 1; d >= 0 && stride == 0; --d) stride = tensor.strides[2 + d];
+      tensor.strides[2] = tensor.strides[3] = 0;
+      tensor.strides[4] = stride;
+    };
+    join(problem_.input);
+    join(problem_.output);
+    for (int i = 0; i < kNumOperandPlaces; ++i) {
+      if (problem_.program.reads(i)) join(problem_.operands[i]);
+    }
+    const std::int64_t pixels = geometry.output[0] * geometry.output[1] * geometry.output[2];
+    for (int d = 0; d < kDims; ++d) {
+      geometry.input[d] = geometry.output[d] = d == kDims - 1 ? pixels : 1;
     }
   }
 
@@ -278,8 +331,15 @@ std::string Sm80Engine::plan(const ConvPlanProblem& given, Kind kind) {
   if (why_not.empty() && kind == Kind::kIm2col) why_not = set_turn(given);
   if (why_not.empty()) {
     sm80::GeometryProblem geometry = geometry_problem(given, problem_, kind);
-    if (problem_.turns_input) leave_out_pixels(geometry);
+    if (problem_.turns_input) {
+      leave_out_pixels(geometry);
+      join_pixels(geometry);
+      geometry.turns_input = true;
+      geometry.reads_lines = has_input_lines(given);
+      geometry.stores_lines = has_lines(problem_.output, 1 + kDims);
+    }
     why_not = sm80::plan_geometry(geometry, problem_.geometry);
+    problem_.turns_input = problem_.turns_input && !problem_.geometry.im2col_lines;
   }
   if (!why_not.empty()) return why_not;
   is_compiled_ =
@@ -306,8 +366,9 @@ std::string Sm80Engine::plan(const ConvPlanProblem& given, Kind kind) {
   }
   // Packed weights are of the boxes, too, and so of the input's extents.
   const sm80::Geometry& g = problem_.geometry;
-  format_ = concat(g.is_im2col ? "im2col/" : "sm80/", g.is_im2col && g.filters_are_rows ? "rows/" : "",
-                   name_of(given.math), "/", g.groups, g.transposed ? "/transposed" : "");
+  const char* const order = g.im2col_lines ? "lines/" : g.is_im2col && g.filters_are_rows ? "rows/" : "";
+  format_ = concat(g.is_im2col ? "im2col/" : "sm80/", order, name_of(given.math), "/", g.groups,
+                   g.transposed ? "/transposed" : "");
   for (int d = 0; d < kDims; ++d) {
     format_ += concat("/", g.transposed ? g.stride[d] : 1, ",", g.padding[d], ",", g.dilation[d], ",",
                       g.box[d], g.joined[d] ? concat("+", g.box_low[d]) : "");

@@ -55,8 +55,8 @@ struct KernelText {
 };
 KernelText text_of(const Geometry& g, const Variant& variant) {
   if (g.is_im2col) {
-    const std::int32_t rows = g.filters_are_rows ? g.tile_filters : g.tile_positions;
-    const std::int32_t columns = g.filters_are_rows ? g.tile_positions : g.tile_filters;
+    const std::int32_t rows = g.positions_are_rows() ? g.tile_positions : g.tile_filters;
+    const std::int32_t columns = g.positions_are_rows() ? g.tile_filters : g.tile_positions;
     const bool shares = g.warpgroups_share_rows;
     return {"im2col_conv", "run_im2col_block",
             g.im2col_teams == 1 ? "Im2colBlock<1>::kBlockThreads" : "Im2colBlock<2>::kBlockThreads",

@@ -92,7 +92,9 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
       for (int w = 0; w < kWords; w += sm80::kRowWords) {
         ones[w] = filter_operand(tensor)[filters_are_rows ? row_of(w) : 0];
 #pragma unroll
-        for (int c = 1; c < sm80::kRowWords; ++c) ones[w + c] = ones[w];
+        for (int c = 1; c < sm80::kRowWords; ++c) {
+          ones[w + c] = has_lines() ? filter_operand(tensor)[row_of(w + c)] : ones[w];
+        }
       }
       return true;
     }
@@ -202,9 +204,8 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
   }
   // Of a word of a slice, whose elements are the output's.
   __device__ __forceinline__ std::uint32_t in_slice(int w, int size) const {
-    const std::int32_t byte = slice_byte + w % sm80::kRowWords * sm80::kWordColumns * size;
-    return slice + sm80::slice_offset(place.g.im2col_slice_bytes,
-                                      slice_row + w / sm80::kRowWords * sm80::kRowDistance, byte);
+    return slice + sm80::slice_offset(place.g.im2col_slice_bytes, slice_row + row_of(w) - row,
+                                      slice_byte + (column_of(w, 0) - column) * size);
   }
   __device__ __forceinline__ void load_slice(Values& values) const {
     visit_floating<float>(pass.output.dtype, [&]<typename Stored>() {
@@ -254,18 +255,21 @@ struct Chunk<sm80::ConvShape<kTheWords>> {
 #pragma unroll
     for (int w = 0; w < kWords; w += sm80::kRowWords) {
       std::int64_t of_row;
-      const bool exists = line(filters_are_rows, row_of(w), of_row) > 0;
+      bool exists = line(filters_are_rows, row_of(w), of_row) > 0;
 #pragma unroll
       for (int c = 0; c < sm80::kRowWords; ++c) {
+        if (c > 0 && has_lines()) exists = line(true, row_of(w + c), of_row) > 0;
         visitor(w + c, of_row + of_columns[c], exists ? columns_left[c] : 0);
       }
     }
   }
+  // Words of lines (im2col_lines.h) are of one column, and of two rows that follow each other in turn.
+  __device__ __forceinline__ bool has_lines() const { return sm80::kIsCompiled && place.g.im2col_lines; }
   __device__ __forceinline__ std::int32_t row_of(int w) const {
-    return row + w / sm80::kRowWords * sm80::kRowDistance;
+    return row + w / sm80::kRowWords * sm80::kRowDistance + (has_lines() ? w % sm80::kRowWords : 0);
   }
   __device__ __forceinline__ std::int32_t column_of(int w, int e) const {
-    return column + w % sm80::kRowWords * sm80::kWordColumns + e;
+    return column + (has_lines() ? 0 : w % sm80::kRowWords * sm80::kWordColumns) + e;
   }
   // Of an element: its filter, and its position, in the tile.
   __device__ __forceinline__ std::int32_t filter(int w, int e) const {

@@ -98,6 +98,7 @@ struct Geometry {
 
   // ---- Instead of boxes (im2col_conv.h)
   bool is_im2col;                   // the copy engine brings what a tap meets of a tile's positions
+  bool im2col_lines;                // it brings lines of a channel's pixels, as they lie (im2col_lines.h)
   bool warpgroups_share_rows;       // of the products' matrix: each has half of the columns, else of the rows
   std::int32_t im2col_teams;        // of two warpgroups, each with tiles of its own
   std::int32_t im2col_stages;       // of a team: of a step's positions and weights, in shared memory
@@ -191,6 +192,15 @@ struct Geometry {
         (std::int64_t{phase} * groups + group) * static_cast<std::int32_t>(filter_tiles.divisor) +
         filter_tile;
     return phases + (tile * most_steps + step) * step_bytes();
+  }
+
+  // Of the products' matrix.
+  EPICONV_HOST_DEVICE bool positions_are_rows() const { return !filters_are_rows || im2col_lines; }
+  // An element's channel, of a piece of packed weights whose first one is `channel`: where lines are read, a
+  // thread has channels that follow each other in different pieces (im2col_lines.h).
+  EPICONV_HOST_DEVICE std::int32_t channel_of(std::int32_t channel, std::int32_t element) const {
+    if (!im2col_lines || element_bytes != 4) return channel + element;
+    return (channel & ~7) + 2 * element + (channel >> 2 & 1);
   }
 
   // The filter of a tile that a row of packed weights is. Sums of two columns of a product lie side by side

@@ -6,6 +6,7 @@
 #include "device/ptx/prefetch.h"
 #include "device/ptx/wgmma.h"
 #include "sm80/conv_chunk.h"
+#include "sm80/im2col_lines.h"
 #include "sm80/im2col_ring.h"
 #include "sm80/math.h"
 #include "sm80/warpgroup_sums.h"
@@ -57,8 +58,8 @@ struct Consumer {
   // Where the tile's positions lie in the output.
   __device__ __forceinline__ void write_columns(const Tile& tile) const {
     const Geometry& g = p.geometry;
-    const int first = g.filters_are_rows ? first_column() : first_row();
-    const int count = g.filters_are_rows ? Sums::kColumns : Sums::kRowTiles * kProductRows;
+    const int first = g.positions_are_rows() ? first_row() : first_column();
+    const int count = g.positions_are_rows() ? Sums::kRowTiles * kProductRows : Sums::kColumns;
     if (thread == 0) {
       memory.tile() = tile;
       memory.phases()[0].place = PhasePlace::of(p, tile, tile.phase);
@@ -109,7 +110,7 @@ struct Consumer {
     constexpr int kLineBytes = 128, kRows = Sums::kRowTiles * kProductRows;
     const Geometry& g = p.geometry;
     // Elements of a line of the output lie in a row of the products' matrix, or in a column.
-    const bool has_lines_of_rows = g.filters_are_rows || p.epilogue.output.strides[1] == 1;
+    const bool has_lines_of_rows = !g.positions_are_rows() || p.epilogue.output.strides[1] == 1;
 #pragma unroll
     for (int i = 0; i < kNumOperandPlaces; ++i) {
       const OutputTensor& operand = p.epilogue.operands[i];
@@ -124,8 +125,8 @@ struct Consumer {
       for (int item = thread; item < kRows * Sums::kColumns / line; item += kGroupThreads) {
         const int row = first_row() + item / in_row * (has_lines_of_rows ? 1 : line);
         const int column = first_column() + item % in_row * (has_lines_of_rows ? line : 1);
-        const int filter = g.filters_are_rows ? row : column;
-        const Column& at = place.columns[g.filters_are_rows ? column : row];
+        const int filter = g.positions_are_rows() ? column : row;
+        const Column& at = place.columns[g.positions_are_rows() ? row : column];
         if (filter >= place.filters() || place.room(at) <= 0) continue;
         const std::int64_t offset = at.offset + place.phase.offset + filter * operand.strides[1];
         ptx::prefetch_to_l2(static_cast<const std::uint8_t*>(launch.operands[operand.place]) + offset * size);
@@ -133,10 +134,15 @@ struct Consumer {
     }
   }
 
+  static constexpr int kProducts = kStepBytes / 32;  // of a step
+  static constexpr int kDescribedBytes = 16;         // of a unit of a descriptor's address
+
   // The products of so many steps, at least one.
   template <typename Math>
   __device__ __forceinline__ void multiply(Im2colRing& ring, std::int32_t steps, Sums& sums) const {
-    constexpr int kProducts = kStepBytes / 32, kDescribedBytes = 16;  // the latter: of a unit of an address
+    if constexpr (Sums::kRowTiles == kLineTiles) {
+      if (p.geometry.im2col_lines) return multiply_lines<Math>(ring, steps, sums);
+    }
     const Geometry& g = p.geometry;
     const std::uint32_t first_of_rows = first_row() * kStepBytes,
                         first_of_columns = first_column() * kStepBytes;
@@ -164,6 +170,46 @@ struct Consumer {
     }
     ptx::wgmma_wait<0>();
     ring.release_before(true);
+  }
+
+  // The same where the first factor is in boxes of lines.
+  template <typename Math>
+  __device__ __forceinline__ void multiply_lines(Im2colRing& ring, std::int32_t steps, Sums& sums) const {
+    const int lane = thread % kWarpThreads;
+    const LinePlace place = LinePlace::of(p.geometry, word_position(), lane);
+    std::uint32_t rows[2][kLineTiles][4];
+#pragma unroll 1
+    for (std::int32_t step = 0; step < steps; ++step) {
+      ring.wait_full();
+      const std::uint64_t b = ptx::wgmma_descriptor(ring.filters() + first_column() * kStepBytes, kStepBytes);
+      const auto multiply_product = [&]<int kNumber>() {
+        // The products before those under way are done, and the registers that they read are free.
+        ptx::wgmma_wait<1>();
+        if (kNumber == 1) ring.release_before(step > 0);
+        auto& of_product = rows[kNumber % 2];
+        place.template load<Math, kNumber>(ring.positions(), of_product);
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int i = 0; i < kLineTiles; ++i) {
+          multiply_rows<Math, Sums::kColumns>(sums.sums[i], of_product[i], b + kNumber * 32 / kDescribedBytes,
+                                              kNumber > 0 || step > 0);
+        }
+        ptx::wgmma_commit();
+      };
+      static_assert(kProducts == 4);
+      multiply_product.template operator()<0>();
+      multiply_product.template operator()<1>();
+      multiply_product.template operator()<2>();
+      multiply_product.template operator()<3>();
+      ring.next();
+    }
+    ptx::wgmma_wait<0>();
+    ring.release_before(true);
+  }
+
+  // Of lines: the position of the tile from which on a thread has words.
+  __device__ __forceinline__ int word_position() const {
+    return first_row() + thread / kWarpThreads * kWarpLines + thread % kWarpThreads / 4 * kLineWord;
   }
 
   // Where the parts of a tile are that several teams share: of those from `first` to `last`.
@@ -204,6 +250,9 @@ struct Consumer {
   // Runs the program on the sums, chunk by chunk of 16 of a thread, and stores what it makes.
   template <typename Evaluator>
   __device__ __forceinline__ void store(const TilePlace& place, const Sums& sums, const Parts& parts) const {
+    if constexpr (Sums::kRowTiles == kLineTiles) {
+      if (p.geometry.im2col_lines) return store_lines<Evaluator>(place, sums, parts);
+    }
     const int lane = thread % kWarpThreads, row = first_row() + thread / kWarpThreads * 16 + lane / 4;
     const int in_chunk = p.geometry.filters_are_rows ? lane % 2 * 8 + lane % 4 / 2 * 4 : lane % 4 * 4;
 #pragma unroll
@@ -221,6 +270,52 @@ struct Consumer {
     }
   }
 
+  // The same of lines, where a chunk has 16 filters.
+  template <typename Evaluator>
+  __device__ __forceinline__ void store_lines(const TilePlace& place, const Sums& sums,
+                                              const Parts& parts) const {
+#pragma unroll
+    for (int c = 0; c < Sums::kColumns / kSliceRows; ++c) {
+      typename Evaluator::Values values;
+      take_lines(sums, parts, c, values);
+      const int filter = first_column() + c * kSliceRows + thread % 4 * 2;
+      const Chunk<typename Evaluator::Shape> chunk{p.epilogue, launch, place, filter, word_position()};
+      Evaluator::run(Part::kAll, chunk, values);
+      chunk.store(values);
+      ptx::forget_memory();
+    }
+  }
+  // Words of the filters 2 * (lane % 4) of eight, the next one, and those eight behind.
+  template <typename Values>
+  __device__ __forceinline__ void take_lines(const Sums& sums, const Parts& parts, int number,
+                                             Values& values) const {
+    constexpr int kOfTile = 8;  // of a row tile's sums
+#pragma unroll
+    for (int i = 0; i < kLineTiles; ++i) {
+      float of_tile[kOfTile];
+#pragma unroll
+      for (int e = 0; e < kOfTile; ++e) of_tile[e] = sums.sums[i][number * kOfTile + e];
+      if (parts.are_needed) add_parts(parts, i * (Sums::kColumns / 2) + number * kOfTile, of_tile);
+#pragma unroll
+      for (int e = 0; e < kOfTile; ++e) {
+        const int word = e / 4 * 2 + e % 2;
+        values[word * kWordElements + 2 * i + e / 2 % 2] = of_tile[e];
+      }
+    }
+  }
+  // What all parts have, in the order of steps, of the sums from number `first` on.
+  template <int kCount>
+  __device__ __forceinline__ void add_parts(const Parts& parts, int first, float (&sums)[kCount]) const {
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) sums[e] = 0.0f;
+#pragma unroll 2
+    for (std::int32_t worker = parts.first; worker <= parts.last; ++worker) {
+      const float* const from = parts.of(worker) + first * kGroupThreads;
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) sums[e] += __ldcg(from + e * kGroupThreads);
+    }
+  }
+
   // The words of a chunk of a row tile.
   template <typename Values>
   __device__ __forceinline__ void take_chunk(const Sums& sums, const Parts& parts, int row_tile, int number,
@@ -230,15 +325,7 @@ struct Consumer {
 #pragma unroll
     for (int e = 0; e < kChunkSums; ++e) of_chunk[e] = sums.sums[row_tile][number * kChunkSums + e];
     if (parts.are_needed) {
-#pragma unroll
-      for (int e = 0; e < kChunkSums; ++e) of_chunk[e] = 0.0f;
-      const int first = row_tile * (Sums::kColumns / 2) + number * kChunkSums;
-#pragma unroll 2
-      for (std::int32_t worker = parts.first; worker <= parts.last; ++worker) {
-        const float* const from = parts.of(worker) + first * kGroupThreads;
-#pragma unroll
-        for (int e = 0; e < kChunkSums; ++e) of_chunk[e] += __ldcg(from + e * kGroupThreads);
-      }
+      add_parts(parts, row_tile * (Sums::kColumns / 2) + number * kChunkSums, of_chunk);
     }
     const bool is_odd = thread % 2 == 1;
 #pragma unroll

@@ -114,17 +114,68 @@ Im2colMap make_matrix_map(CUtensorMapDataType type, const void* data, const Matr
 
 }  // namespace
 
+namespace {
+
+CUtensorMapDataType type_of(DType dtype) {
+  return dtype == DType::kFloat32    ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+         : dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                     : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+}
+
+// Of a tensor (W, H, D, C, N) whose pixels lie side by side: lines of so many pixels of each of so many
+// channels.
+Im2colMap make_line_map(const Geometry& g, CUtensorMapDataType type, const TensorLayout& tensor,
+                        const void* data, const std::int32_t (&pixels)[kDims], std::int64_t channels,
+                        int line_pixels, int line_channels, CUtensorMapSwizzle swizzle) {
+  static const auto encode = driver_function<PFN_cuTensorMapEncodeTiled_v12000>("cuTensorMapEncodeTiled");
+  constexpr int kRank = 2 + kDims;
+  const std::int64_t of_dims[] = {pixels[2], pixels[1], pixels[0], channels, g.batch};
+  const int stride_of[] = {4, 3, 2, 1, 0};
+  cuuint64_t extents[kRank], strides[kRank];
+  for (int i = 0; i < kRank; ++i) {
+    extents[i] = static_cast<cuuint64_t>(of_dims[i]);
+    // A dimension of one pixel may have any stride; that of the copy engine is a multiple of 16.
+    const std::int64_t bytes = tensor.strides[stride_of[i]] * dtype_size(tensor.dtype);
+    strides[i] = static_cast<cuuint64_t>(of_dims[i] == 1 ? kPieceBytes : bytes);
+  }
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(line_pixels), 1, 1,
+                            static_cast<cuuint32_t>(line_channels), 1};
+  const cuuint32_t steps[] = {1, 1, 1, 1, 1};
+  CUtensorMap map;
+  const CUresult status = encode(&map, type, kRank, const_cast<void*>(data), extents, strides + 1, box, steps,
+                                 CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS) {
+    throw CudaError(concat("cuTensorMapEncodeTiled failed with error ", static_cast<int>(status),
+                           " for a tensor of ", g.batch, " x ", channels, " x ", pixels[0], " x ", pixels[1],
+                           " x ", pixels[2]));
+  }
+  Im2colMap result;
+  std::memcpy(&result, &map, sizeof(map));
+  return result;
+}
+
+}  // namespace
+
+Im2colMap make_input_line_map(const Geometry& g, ConvMath math, const TensorLayout& input, const void* data) {
+  const int elements = kStepBytes / g.element_bytes;  // pixels, and channels of a step
+  return make_line_map(g, type_of(math), input, data, g.input, std::int64_t{g.groups} * g.channels, elements,
+                       elements, CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
 Im2colMap make_slice_map(const Geometry& g, const TensorLayout& output, const void* data) {
-  const int size = dtype_size(output.dtype);
+  const int size = dtype_size(output.dtype), columns = g.im2col_slice_bytes / size;
+  const CUtensorMapSwizzle swizzle =
+      g.im2col_slice_bytes == kStepBytes ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
   const std::int64_t filters = std::int64_t{g.groups} * g.filters, pixels = g.image_positions();
+  if (g.im2col_lines) {
+    return make_line_map(g, type_of(output.dtype), output, data, g.output, filters, columns, kSliceRows,
+                         swizzle);
+  }
   const Matrices pixel_rows{filters, g.batch * pixels, filters * size};
   const Matrices images{pixels, filters, output.strides[1] * size, g.batch, output.strides[0] * size};
-  return make_matrix_map(
-      output.dtype == DType::kFloat32    ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
-      : output.dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                         : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-      data, g.filters_are_rows ? images : pixel_rows, g.im2col_slice_bytes / size, kSliceRows,
-      g.im2col_slice_bytes == kStepBytes ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B);
+  return make_matrix_map(type_of(output.dtype), data, g.filters_are_rows ? images : pixel_rows, columns,
+                         kSliceRows, swizzle);
 }
 
 Im2colMap make_weights_map(const Geometry& g, const void* packed) {

@@ -57,6 +57,26 @@ __device__ __forceinline__ void bring_filters(const Geometry& g, const void* pac
                           static_cast<std::uint16_t>((1 << g.im2col_cluster) - 1));
 }
 
+// Lines of a tile's positions, from the input pixels on that the tap at `place` meets.
+__device__ __forceinline__ void bring_lines(const Geometry& g, const Im2colMap& map, const Tile& tile,
+                                            const PackedPhase& phase, const Im2colPlace& place,
+                                            const Im2colRing& ring) {
+  const int line = kStepBytes / g.element_bytes;  // pixels, and channels of a step
+  int at[kDims];
+#pragma unroll
+  for (int d = 0; d < kDims; ++d) {
+    at[d] = tile.first[1 + d] + phase.offset[d] + place.tap[d] * phase.offset_step[d];
+  }
+  const int channel = tile.group * g.channels + place.block * line;
+#pragma unroll 1
+  for (int number = 0; number < g.tile_positions / line; ++number) {
+    const Position first = Position::of(g, number * line);
+    ptx::tensor_copy(ring.positions() + number * line * kStepBytes, &map, at[2] + first.at[3],
+                     at[1] + first.at[2], at[0] + first.at[1], channel, tile.first[0] + first.at[0],
+                     ring.full());
+  }
+}
+
 template <int kRank>
 __device__ __forceinline__ void bring_tile(const ConvParameters& p, const ConvLaunch& launch,
                                            const Im2colMaps& maps, const Im2colWalk& walk, std::int32_t rank,
@@ -79,13 +99,17 @@ __device__ __forceinline__ void bring_tile(const ConvParameters& p, const ConvLa
   for (std::int32_t left = steps_of(walk, phase); left > 0; --left) {
     ring.wait_empty();
     ptx::mbarrier_arrive_expect(ring.full(), g.im2col_bytes());
-    int offset[kDims];
+    if (g.im2col_lines) {
+      bring_lines(g, *map, tile, phase, place, ring);
+    } else {
+      int offset[kDims];
 #pragma unroll
-    for (int d = 0; d < kDims; ++d) {
-      offset[d] = phase.offset[d] + place.tap[d] * phase.offset_step[d] - low[d];
+      for (int d = 0; d < kDims; ++d) {
+        offset[d] = phase.offset[d] + place.tap[d] * phase.offset_step[d] - low[d];
+      }
+      ptx::im2col_copy<kRank>(ring.positions(), map, tile.group * g.channels + place.block * block_channels,
+                              tile.first[0], first, offset, ring.full());
     }
-    ptx::im2col_copy<kRank>(ring.positions(), map, tile.group * g.channels + place.block * block_channels,
-                            tile.first[0], first, offset, ring.full());
     bring_filters(g, launch.weights, maps.weights, weights, rank, ring);
     weights += g.step_bytes();
     place.next(g, phase);

@@ -137,7 +137,8 @@ struct ImplicitConv::State {
     epilogue.save_input = problem.program.save_input;
     set_program(epilogue, pass, PassPointers{});
     compile();
-    const char* const loads = g.is_im2col       ? (problem.turns_input ? "turned_im2col" : "im2col")
+    const char* const loads = g.im2col_lines    ? "im2col_lines"
+                              : g.is_im2col     ? (problem.turns_input ? "turned_im2col" : "im2col")
                               : input.in_pieces ? "pieces"
                                                 : "gather";
     name = concat(g.transposed ? "dgrad_" : "fprop_", g.has_warpgroups ? "sm90_" : "sm80_",
@@ -232,12 +233,13 @@ struct ImplicitConv::State {
       input.strides[0] = stride;
     }
     Im2colMaps maps{};
-    make_im2col_maps(g, problem.math, input, data, maps);
+    if (g.im2col_lines) {
+      maps.of_phase[0] = make_input_line_map(g, problem.math, input, data);
+    } else {
+      make_im2col_maps(g, problem.math, input, data, maps);
+    }
     if (g.im2col_cluster > 1) maps.weights = make_weights_map(g, pointed.weights);
-    const int place = parameters.epilogue.staged_operand;
-    if (g.im2col_copies_slices) {
-      pointed.stages_operand = place >= 0;
-    } else if (g.im2col_slots > 0) {
+    if (g.im2col_slots > 0) {
       const auto is_aligned = [](const void* address) {
         return reinterpret_cast<std::uintptr_t>(address) % kPieceBytes == 0;
       };
@@ -245,9 +247,14 @@ struct ImplicitConv::State {
         throw InvalidArgument(concat("the output of ", name, " begins at an address that is no multiple of ",
                                      kPieceBytes, ": allocate it so"));
       }
-      maps.output = make_slice_map(g, problem.output, pointed.output);
+      const int place = parameters.epilogue.staged_operand;
       pointed.stages_operand = place >= 0 && is_aligned(pointed.operands[place]);
-      if (pointed.stages_operand) maps.operand = make_slice_map(g, problem.output, pointed.operands[place]);
+      if (!g.im2col_copies_slices) {
+        maps.output = make_slice_map(g, problem.output, pointed.output);
+        if (pointed.stages_operand) {
+          maps.operand = make_slice_map(g, problem.output, pointed.operands[place]);
+        }
+      }
     }
     const std::int32_t blocks = g.im2col_workers / g.im2col_teams * g.im2col_cluster;
     void* arguments[] = {&pointed, &maps};

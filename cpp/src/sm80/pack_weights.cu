@@ -35,7 +35,7 @@ __device__ __forceinline__ uint4 packed_piece(const PackParameters& p, std::int3
   for (int d = 0; d < kDims; ++d) at += k.tap(taps, d) * p.weight.strides[2 + d];
 #pragma unroll
   for (int e = 0; e < Math::kPieceElements; ++e) {
-    const std::int32_t channel = k.channel + e;
+    const std::int32_t channel = g.channel_of(k.channel, e);
     const bool exists = k.exists && channel < g.channels;
     const float value =
         exists ? load_element<float>(p.data, p.weight.dtype, at + channel * p.weight.strides[1]) : 0.0f;

@@ -19,6 +19,9 @@ struct GeometryProblem {
   bool stores_columns;     // pixels of a row of the output lie side by side
   bool words_are_filters;  // filters of an output pixel do
   bool stores_images;      // pixels of an image of the output do, row by row
+  bool turns_input;        // of is_im2col: it is to be copied first,
+  bool reads_lines;        // or to be read as it is, where the plan can (im2col_lines.h);
+  bool stores_lines;       // and slices of lines can be stored by the copy engine
   bool in_pieces;          // pieces of the input's channels do
   int output_bytes;        // of an element of the output
   bool stores_slices;   // of it the copy engine can store a tile's: all pixels follow each other, or images'

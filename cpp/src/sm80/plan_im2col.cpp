@@ -1,7 +1,9 @@
 // Tiles of im2col_conv.h, by what they cost a multiprocessor.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <utility>
 
 #include "sm80/im2col_geometry.h"
@@ -10,6 +12,8 @@
 namespace epiconv::sm80 {
 namespace {
 
+constexpr double kSectorBytes = 32;       // of memory, that come together
+constexpr std::int32_t kWarpPixels = 32;  // of lines
 constexpr std::int64_t kMostInt = std::numeric_limits<std::int32_t>::max();
 constexpr std::int32_t kMostStages = 8, kLeastStages = 3;
 constexpr std::int32_t kLeastSlots = 2, kMostSlots = 4, kBusyStages = 4;
@@ -17,11 +21,12 @@ constexpr std::int32_t kLeastSteps = 4;  // of a team's share: fewer cost more i
 constexpr std::int32_t kMostSharedSteps = 1 << 20;  // of a tile, for 32-bit numbers of all
 constexpr double kCachedWeights = 24 << 20;         // bytes that stay in the L2 cache beside the rest
 constexpr double kMemoryBytes = 2500;               // a clock, from memory
+constexpr double kTurnBytes = 2000, kTurn = 6500;   // bytes a clock of the copy of an input, and its clocks
 constexpr double kMerge = 3000;                     // clocks for parts' ways to memory and back
 
 std::int64_t up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
-// Sums of a warpgroup are rows x columns of the products' matrix, of which filters or positions are rows.
+// Sums of a tile are rows x columns of the products' matrix, of which filters or positions are rows.
 struct Im2colTile {
   std::int32_t rows, columns;
   bool share_rows;  // warpgroups, each of which has half of the columns
@@ -31,6 +36,15 @@ constexpr Im2colTile kTiles[] = {
     {128, 128, false}, {128, 96, false},  {256, 64, false},  {128, 64, false},
     {256, 32, false},  {128, 32, false},  {64, 256, true},   {64, 128, true},
 };
+
+// Of lines a warpgroup has 128 positions, which are rows.
+constexpr Im2colTile kLineTilesOf[] = {
+    {256, 160, false}, {256, 128, false}, {256, 96, false}, {256, 64, false}, {256, 32, false},
+    {128, 256, true},  {128, 192, true},  {128, 128, true}, {128, 64, true},
+};
+
+// What lies side by side in a thread's words, and how it is stored.
+enum class Words { kFilters, kPixels, kLines };
 
 // Clocks of a product of 64 rows and 32 bytes of gemm_k.
 double product_clocks(std::int32_t columns) { return columns >= 96 ? columns / 2 : columns == 64 ? 40 : 26; }
@@ -76,11 +90,20 @@ class Im2colPlanner {
     double least = 0;
     Geometry best = g_;
     // Filters are rows where pixels lie side by side, and may be columns everywhere.
-    const bool may_be_rows = !p_.words_are_filters && p_.stores_images && g_.all_phases() == 1;
-    for (const bool filters_are_rows : {false, true}) {
-      if (filters_are_rows && !may_be_rows) continue;
-      g_.filters_are_rows = filters_are_rows;
-      for (const Im2colTile& tile : kTiles) {
+    // Numbers of a row that lie outside the output are not known of pixels that follow each other.
+    const bool has_images =
+        !p_.words_are_filters && p_.stores_images && g_.output[2] == g_.grid[2] * g_.phases[2];
+    // The copy engine stores from no place before a row's begin, and loads from none beside 16 bytes.
+    bool reads_lines =
+        has_images && p_.reads_lines && g_.all_phases() == 1 && g_.taps[2] == 1 && g_.padding[2] == 0;
+    for (int d = 0; d < kDims; ++d) reads_lines = reads_lines && g_.advance(d) == 1;
+    for (const Words words : {Words::kFilters, Words::kPixels, Words::kLines}) {
+      if (words != Words::kFilters && !(words == Words::kLines ? reads_lines : has_images)) continue;
+      g_.filters_are_rows = words != Words::kFilters;
+      g_.im2col_lines = words == Words::kLines;
+      g_.is_linear = !g_.im2col_lines;
+      const auto tiles = g_.im2col_lines ? std::span<const Im2colTile>(kLineTilesOf) : kTiles;
+      for (const Im2colTile& tile : tiles) {
         for (const auto& [teams, cluster] : {std::pair(1, 1), std::pair(2, 1), std::pair(1, 2)}) {
           if (!set_tile(tile, teams, cluster)) continue;
           const double all = cost(tile);
@@ -91,13 +114,14 @@ class Im2colPlanner {
       }
     }
     g_ = best;
-    for (Divisor* divisor : {&g_.filter_tiles, &g_.patches[0]}) *divisor = Divisor(divisor->divisor);
+    g_.filter_tiles = Divisor(g_.filter_tiles.divisor);
+    for (Divisor& patches : g_.patches) patches = Divisor(patches.divisor);
   }
 
  private:
   bool set_tile(const Im2colTile& tile, std::int32_t teams, std::int32_t cluster) {
-    g_.tile_filters = g_.filters_are_rows ? tile.rows : tile.columns;
-    g_.tile_positions = g_.filters_are_rows ? tile.columns : tile.rows;
+    g_.tile_filters = g_.positions_are_rows() ? tile.columns : tile.rows;
+    g_.tile_positions = g_.positions_are_rows() ? tile.rows : tile.columns;
     g_.warpgroups_share_rows = tile.share_rows;
     g_.im2col_teams = teams;
     g_.im2col_cluster = cluster;
@@ -107,14 +131,23 @@ class Im2colPlanner {
       divisor.divisor = static_cast<std::uint32_t>(value);
     };
     set(g_.filter_tiles, up(p_.filters, g_.tile_filters));
-    set(g_.patches[0], up(p_.batch * g_.image_positions(), g_.tile_positions));
+    for (Divisor& patches : g_.patches) patches.divisor = 1;
+    if (g_.im2col_lines) {
+      set_patch();
+    } else {
+      set(g_.patches[0], up(p_.batch * g_.image_positions(), g_.tile_positions));
+    }
     // A row of a slice of a warp has 128 bytes of filters or pixels, or as many as divide its columns.
     const std::int32_t of_group = tile.share_rows ? tile.columns / 2 : tile.columns;
     const bool fills_tiles = p_.groups == 1 || p_.filters % g_.tile_filters == 0;
     const bool may_have_slices = g_.filters_are_rows || (p_.words_are_filters && p_.stores_slices);
-    const bool has_slices = may_have_slices && g_.all_phases() == 1 && fills_tiles;
-    g_.im2col_slice_bytes = of_group * p_.output_bytes % kStepBytes == 0 ? kStepBytes : kStepBytes / 2;
-    g_.im2col_copies_slices = has_slices && !p_.stores_slices;
+    const bool has_one_phase = g_.all_phases() == 1;
+    const bool has_slices = may_have_slices && (g_.filters_are_rows || has_one_phase) && fills_tiles;
+    g_.im2col_slice_bytes = g_.im2col_lines                                ? kWarpPixels * p_.output_bytes
+                            : of_group * p_.output_bytes % kStepBytes == 0 ? kStepBytes
+                                                                           : kStepBytes / 2;
+    const bool stores_slices = has_one_phase && (g_.im2col_lines ? p_.stores_lines : p_.stores_slices);
+    g_.im2col_copies_slices = has_slices && !stores_slices;
     g_.im2col_slots = has_slices ? kMostSlots : 0;
     set_stages();
     // More slots help short tiles, and stages long ones; an operand needs slots to be on its way.
@@ -123,6 +156,26 @@ class Im2colPlanner {
       set_stages();
     }
     return g_.im2col_stages >= kLeastStages;
+  }
+
+  // Extents of tiles of lines, which have 128 bytes: those of which fewest are needed.
+  void set_patch() {
+    const std::int32_t line = kStepBytes / g_.element_bytes, lines = g_.tile_positions / line;
+    const std::int64_t extents[kPatchDims] = {p_.batch, g_.grid[0], g_.grid[1], g_.grid[2]};
+    std::int64_t fewest = 0;
+    for (std::int32_t rows = lines; rows > 0; rows /= 2) {
+      for (std::int32_t planes = lines / rows; planes > 0; planes /= 2) {
+        const std::int32_t patch[kPatchDims] = {lines / (rows * planes), planes, rows, line};
+        std::int64_t tiles = 1;
+        for (int d = 0; d < kPatchDims; ++d) tiles *= up(extents[d], patch[d]);
+        if (fewest > 0 && tiles >= fewest) continue;
+        fewest = tiles;
+        for (int d = 0; d < kPatchDims; ++d) {
+          g_.patch_bits[d] = std::bit_width(static_cast<std::uint32_t>(patch[d])) - 1;
+          g_.patches[d].divisor = static_cast<std::uint32_t>(up(extents[d], patch[d]));
+        }
+      }
+    }
   }
 
   // As many as there is memory for.
@@ -140,17 +193,30 @@ class Im2colPlanner {
     constexpr std::int32_t kMultiprocessors = 132;
     constexpr double kPower = 0.0032, kPartWrites = 12, kPartReads = 40;  // the latter in bytes a clock
     const double fill = g_.im2col_teams > 1 ? 44 : 62;
-    const double begin = g_.im2col_cluster > 1 ? 5500 : 3000;
+    const bool is_turned = p_.turns_input && !g_.im2col_lines;
+    const double input_bytes = 2.0 * g_.element_bytes * p_.batch * g_.groups * g_.channels * g_.input[0] *
+                               g_.input[1] * g_.input[2];  // read and written
+    const double turn = is_turned ? kTurn + input_bytes / kTurnBytes : 0;
+    const double begin = turn + (g_.im2col_cluster > 1 ? 5500 : 3000);
+    std::int64_t position_tiles = 1;
+    for (const Divisor& patches : g_.patches) position_tiles *= patches.divisor;
     const std::int32_t columns = tile.share_rows ? tile.columns / 2 : tile.columns;
     const double products = 4 * (tile.share_rows ? 2 : tile.rows / 64.0) * product_clocks(columns);
     const double bytes_of_step =
         g_.im2col_position_bytes() + static_cast<double>(g_.tile_filters) * kStepBytes / g_.im2col_cluster;
-    const double of_step = std::max(products + kPower * bytes_of_step, bytes_of_step / fill) + 20;
+    // Blocks of a cluster wait for each other: as measured, with the same tile they are slower by so much.
+    const double waits = g_.im2col_cluster > 1 ? 1.08 : 1;
+    const double of_step = waits * (std::max(products + kPower * bytes_of_step, bytes_of_step / fill) + 20);
     const double outputs = static_cast<double>(tile.rows) * tile.columns;
-    // Element by element where filters are columns and do not lie side by side.
-    const double store = outputs / (g_.filters_are_rows || p_.words_are_filters ? 12 : 3) + 800;
+    // Of a clock: element by element, copied by warps, or through slices. What does not exist costs only the
+    // last of these.
+    const bool is_apart = !g_.filters_are_rows && !p_.words_are_filters;
+    const double exist = static_cast<double>(p_.filters) / g_.filter_tiles.divisor / g_.tile_filters;
+    const double store = 800 + (is_apart                  ? outputs * exist / 1.2
+                                : g_.im2col_copies_slices ? outputs * exist / 6
+                                                          : outputs / 12);
     const std::int64_t tiles =
-        up(g_.patches[0].divisor, g_.im2col_cluster) * g_.filter_tiles.divisor * g_.groups * g_.all_phases();
+        up(position_tiles, g_.im2col_cluster) * g_.filter_tiles.divisor * g_.groups * g_.all_phases();
     const std::int32_t teams = g_.im2col_teams, places = kMultiprocessors / g_.im2col_cluster;
     const std::int32_t workers = places * teams;
     // Teams of a multiprocessor share its tensor cores, and one stores while the other multiplies.
@@ -167,8 +233,7 @@ class Im2colPlanner {
     // Teams that share tiles are at different steps: what does not stay in the L2 cache of weights is read
     // from memory for each tile of positions.
     const double weights = static_cast<double>(g_.packed_step(g_.all_phases(), 0, 0, 0));
-    const double reads =
-        weights > kCachedWeights ? weights * (g_.patches[0].divisor - 1.0) / kMemoryBytes : 0.0;
+    const double reads = weights > kCachedWeights ? weights * (position_tiles - 1.0) / kMemoryBytes : 0.0;
     // With the last whole round among what is shared, or without; by all teams, or by fewer, which leave
     // fewer parts of tiles.
     for (std::int64_t whole_rounds = tiles / workers;
@@ -207,8 +272,8 @@ std::string plan_im2col(const GeometryProblem& p, Geometry& g) {
     g.box_advance[d] = 1;
   }
   if (std::string why = why_not(p, g); !why.empty()) return why;
-  g.box_pixels = 1;  // of a divisor
-  const std::int64_t pieces = up(p.channels, g.piece_elements);
+  g.box_pixels = 1;                                                      // of a divisor
+  const std::int64_t pieces = 2 * up(p.channels, 2 * g.piece_elements);  // of channel_of, all of eight
   g.block_pieces = Divisor(kStepPieces);
   g.channel_blocks = static_cast<std::int32_t>(up(pieces, kStepPieces));
   g.last_pieces = static_cast<std::int32_t>(pieces - std::int64_t{g.channel_blocks - 1} * kStepPieces);
@@ -225,7 +290,10 @@ std::string plan_im2col(const GeometryProblem& p, Geometry& g) {
   }
   if (least_steps == 0) return "a phase meets no tap";
   Im2colPlanner(p, g, least_steps == g.most_steps).plan();
-  g.position_tiles = static_cast<std::int32_t>(g.patches[0].divisor);
+  std::int64_t position_tiles = 1;
+  for (const Divisor& patches : g.patches)
+    position_tiles = std::min(position_tiles * patches.divisor, kMostInt);
+  g.position_tiles = static_cast<std::int32_t>(position_tiles);
   if (p.batch * g.image_positions() > kMostInt - g.tile_positions ||
       (g.position_tiles + 1) * g.position_blocks() > kMostInt)
     return "there are too many positions for the kernel's 32-bit index arithmetic";

@@ -10,7 +10,6 @@
 #include "device/ptx/bulk_copy.h"
 #include "device/ptx/mbarrier.h"
 #include "device/ptx/one_thread.h"
-#include "device/ptx/wgmma_registers.h"
 #include "sm80/mainloop.h"
 #include "sm80/warpgroup_sums.h"
 
@@ -22,18 +21,6 @@ inline constexpr int kWarpgroupThreads = kThreads / 2;
 __device__ __forceinline__ int first_position(int row_tiles, int thread) {
   const int warpgroup = thread / kWarpgroupThreads, warp = thread % kWarpgroupThreads / kWarpThreads;
   return warpgroup * row_tiles * kProductRows + warp * 16;
-}
-
-template <typename Math, int kColumns>
-__device__ __forceinline__ void multiply_rows(float (&d)[kColumns / 2], const std::uint32_t (&a)[4],
-                                              std::uint64_t b, bool accumulate) {
-  if constexpr (std::is_same_v<Math, Tf32>) {
-    ptx::wgmma_tf32_registers<kColumns>(d, a, b, accumulate);
-  } else if constexpr (std::is_same_v<Math, Bf16>) {
-    ptx::wgmma_bf16_registers<kColumns>(d, a, b, accumulate);
-  } else {
-    ptx::wgmma_fp16_registers<kColumns>(d, a, b, accumulate);
-  }
 }
 
 // The pipeline with a ring of stages that the copy engine fills.

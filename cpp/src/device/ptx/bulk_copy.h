@@ -98,6 +98,22 @@ __device__ __forceinline__ void tensor_store(const void* map, std::uint32_t shar
                "r"(shared), "r"(x), "r"(y), "r"(z)
                : "memory");
 }
+// The same of five dimensions.
+__device__ __forceinline__ void tensor_copy(std::uint32_t shared, const void* map, int x0, int x1, int x2,
+                                            int x3, int x4, std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(shared),
+      "l"(map), "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void tensor_store(const void* map, std::uint32_t shared, int x0, int x1, int x2,
+                                             int x3, int x4) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(map),
+      "r"(shared), "r"(x0), "r"(x1), "r"(x2), "r"(x3), "r"(x4)
+      : "memory");
+}
 // Ends a group of this thread's stores, which may be empty.
 __device__ __forceinline__ void bulk_store_commit() {
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");

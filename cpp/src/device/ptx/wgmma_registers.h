@@ -23,9 +23,13 @@ namespace epiconv::ptx {
   __device__ __forceinline__ void wgmma_##kType##_registers(                                    \
       float (&d)[kColumns / 2], const std::uint32_t (&a)[4], std::uint64_t b, int accumulate) { \
     constexpr int kFirst = 0;                                                                   \
-    static_assert(kColumns == 128 || kColumns == 64 || kColumns == 32);                         \
-    if constexpr (kColumns == 128) {                                                            \
+    static_assert(kColumns % 32 == 0 && kColumns <= 160);                                       \
+    if constexpr (kColumns == 160) {                                                            \
+      EPICONV_WGMMA_REGISTERS_OF(160, kShape, kSigns, "%80, %81, %82, %83", "%84", "%85");      \
+    } else if constexpr (kColumns == 128) {                                                     \
       EPICONV_WGMMA_REGISTERS_OF(128, kShape, kSigns, "%64, %65, %66, %67", "%68", "%69");      \
+    } else if constexpr (kColumns == 96) {                                                      \
+      EPICONV_WGMMA_REGISTERS_OF(96, kShape, kSigns, "%48, %49, %50, %51", "%52", "%53");       \
     } else if constexpr (kColumns == 64) {                                                      \
       EPICONV_WGMMA_REGISTERS_OF(64, kShape, kSigns, "%32, %33, %34, %35", "%36", "%37");       \
     } else {                                                                                    \
