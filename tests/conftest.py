@@ -77,3 +77,11 @@ def nvrtc():
     """Skips where nothing can be compiled."""
     if reason := _core.why_no_conv_kernels(8, 0) or _core.why_no_compiler():
         pytest.skip(reason)
+
+
+@pytest.fixture
+def hopper(card, nvrtc):
+    """A card of compute capability 9.0, and what compiles for it."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("these kernels are for compute capability 9.0")
+    return card

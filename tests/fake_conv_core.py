@@ -74,6 +74,7 @@ class Plan:
     NAMES = (
         *("problem", "math", "input_dtype", "input_strides", "input_alignment", "padding_mode", "program"),
         *("bias", "operands", "output_dtype", "output_strides", "capability", "family", "compile"),
+        "is_batch_invariant",
     )
 
     def __init__(self, core, given):
@@ -178,7 +179,9 @@ class Core:
 
     def make_conv_plan(self, *given, **named):
         positional = dict(zip(Plan.NAMES[: len(given)], given, strict=True))
-        plan = Plan(self, {"family": "any", "compile": "never"} | positional | named)
+        plan = Plan(
+            self, {"family": "any", "compile": "never", "is_batch_invariant": False} | positional | named
+        )
         self.plans.append(plan)
         return self.refuse(plan) or plan
 

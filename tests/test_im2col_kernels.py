@@ -195,13 +195,6 @@ def check(conv, card):
     assert fuzz_conv.check(replace(conv, family="sm90_im2col"), card) == (True, "")
 
 
-@pytest.fixture
-def hopper(card, nvrtc):
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("these kernels are for compute capability 9.0")
-    return card
-
-
 TAKEN = {
     name: conv
     for name, conv in (ORDINARY | TRANSPOSED | LINEAR).items()

@@ -102,13 +102,6 @@ def check(conv, card):
     assert fuzz_conv.check(replace(conv, family="sm90_compiled"), card) == (True, "")
 
 
-@pytest.fixture
-def hopper(card, nvrtc):
-    if torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("these kernels are for compute capability 9.0")
-    return card
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("epilogue", [EXACT_CHAIN, EXACT_DAG], ids=["chain", "dag"])
 @pytest.mark.parametrize("name", [*list(ORDINARY)[1::3], *list(TRANSPOSED)[1::4]])

@@ -253,7 +253,7 @@ py::object make_conv_plan(const ConvProblem& conv, const std::string& math, cons
                           const Program& program, std::optional<OperandLayout> bias,
                           std::vector<OperandLayout> operands, const std::string& output_dtype,
                           Extents output_strides, const std::array<int, 2>& capability,
-                          const std::string& family, const std::string& compile) {
+                          const std::string& family, const std::string& compile, bool is_batch_invariant) {
   const ConvPlanProblem problem{
       conv,
       parse_word<ConvMath>("math", math, {"tf32", "bf16", "fp16", "ieee"}),
@@ -269,7 +269,8 @@ py::object make_conv_plan(const ConvProblem& conv, const std::string& math, cons
       ComputeCapability{capability[0], capability[1]},
       parse_word<ConvFamily>("family of kernels", family,
                              {"any", "sm80", "sm90", "sm90_compiled", "sm90_im2col"}),
-      parse_word<Compile>("word for what is compiled", compile, {"never", "if faster", "always"})};
+      parse_word<Compile>("word for what is compiled", compile, {"never", "if faster", "always"}),
+      is_batch_invariant};
   std::string why_not;
   std::optional<ConvPlan> plan;
   {
@@ -316,7 +317,7 @@ void bind_conv_plan(py::module_& module) {
              py::arg("input_strides"), py::arg("input_alignment"), py::arg("padding_mode"),
              py::arg("program"), py::arg("bias"), py::arg("operands"), py::arg("output_dtype"),
              py::arg("output_strides"), py::arg("capability"), py::arg("family") = "any",
-             py::arg("compile") = "never");
+             py::arg("compile") = "never", py::arg("is_batch_invariant") = false);
   module.def(
       "set_compiler",
       [](std::string library, std::string cache_directory) {

@@ -10,6 +10,10 @@
 
 from epiconv import _core, functional, nn, ops, recipes
 from epiconv._core import CudaError
+from epiconv.batch_invariance import (
+    are_batch_invariant_algorithms_enabled,
+    use_batch_invariant_algorithms,
+)
 from epiconv.functional import fused_conv_epilogue
 from epiconv.info import info
 from epiconv.plan import Plan, explain
@@ -23,6 +27,7 @@ __all__ = [
     "Plan",
     "Program",
     "__version__",
+    "are_batch_invariant_algorithms_enabled",
     "explain",
     "functional",
     "fused_conv_epilogue",
@@ -31,4 +36,5 @@ __all__ = [
     "ops",
     "recipes",
     "trace",
+    "use_batch_invariant_algorithms",
 ]

@@ -163,6 +163,7 @@ def make_conv_plan(
     capability: tuple[int, int],  # compute capability of the card
     family: str = "any",  # of kernels: "any", "sm80", "sm90", "sm90_compiled", "sm90_im2col"
     compile: str = "never",  # for this plan, at run time: "never", "if faster" (`why_slower` is ""), "always"
+    is_batch_invariant: bool = False,  # whether an image's bits are the same whatever the batch
 ) -> ConvPlan | str:
     """The plan, or why no kernel can run it: a sentence without a full stop."""
 

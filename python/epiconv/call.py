@@ -12,6 +12,7 @@ import torch
 
 from epiconv import _core, _torch_private
 from epiconv.arguments import ConvArguments, conv_problem, has_symbolic_extents
+from epiconv.batch_invariance import are_batch_invariant_algorithms_enabled
 from epiconv.checks import check_algorithm, check_epilogue, check_tensors
 from epiconv.convolution import convolve, direct_call, empty_output, output_format
 from epiconv.fallback import EpiloguePass, RunPass, apply_epilogue, warn_not_fused, why_not_fused
@@ -136,7 +137,10 @@ class Call:
             operands: Sequence[torch.Tensor],
             owner: OwnPackedWeights | None = None,
         ) -> torch.Tensor:
-            y = function(input, weight, *positional)
+            if are_batch_invariant_algorithms_enabled():
+                y = convolve(input, weight, self.arguments)
+            else:
+                y = function(input, weight, *positional)
             # torch's settings may change which of its kernels runs, and with it the layout of y.
             strides = y.stride()
             try:

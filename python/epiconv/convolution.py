@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from epiconv import _torch_private
 from epiconv.arguments import ConvArguments, channels_last
+from epiconv.batch_invariance import are_batch_invariant_algorithms_enabled
 
 CONVOLUTIONS: Final[tuple[Any, ...]] = (torch.conv1d, torch.conv2d, torch.conv3d)
 TRANSPOSED_CONVOLUTIONS: Final[tuple[Any, ...]] = (
@@ -24,7 +25,8 @@ def convolve(input: torch.Tensor, weight: torch.Tensor, arguments: ConvArguments
 
     Without a precision it is torch's own, with the math of `torch.backends.cudnn.conv.fp32_precision`.
     With one, the forward convolution multiplies as asked; its gradients are torch's, of the rounded values,
-    with the math of torch's settings.
+    with the math of torch's settings. Where batch-invariant algorithms are asked for, it is called for each
+    image alone, of a copy, whose address allows torch's kernels the same as any other's.
 
     Args:
         input: (N, C, spatial…) or (C, spatial…).
@@ -34,6 +36,15 @@ def convolve(input: torch.Tensor, weight: torch.Tensor, arguments: ConvArguments
     Returns:
         (N, K, spatial…), or (K, spatial…), in whatever layout torch gives it.
     """
+    if not are_batch_invariant_algorithms_enabled():
+        return _convolve_at_once(input, weight, arguments)
+    if input.dim() != weight.dim() or input.shape[0] == 0:
+        return _convolve_at_once(input.clone(), weight, arguments)
+    images = [input[i : i + 1].clone() for i in range(input.shape[0])]
+    return torch.cat([_convolve_at_once(image, weight, arguments) for image in images])
+
+
+def _convolve_at_once(input: torch.Tensor, weight: torch.Tensor, arguments: ConvArguments) -> torch.Tensor:
     padding: Sequence[int] = arguments.padding_begin
     if arguments.padding_mode != "zeros" or padding != arguments.padding_end:
         input = _pad(input, arguments)

@@ -17,12 +17,14 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import lru_cache, partial
+from itertools import product
 from typing import Any, Final, NoReturn
 
 import torch
 
 from epiconv import _core, _torch_private, compiler, packed_weights, search
 from epiconv.arguments import ConvArguments, check_word
+from epiconv.batch_invariance import are_batch_invariant_algorithms_enabled
 from epiconv.convolution import output_maker
 from epiconv.core_tensors import address, dtype_name, operand_layout, operand_reader
 from epiconv.fallback import why_not_fused
@@ -36,6 +38,7 @@ _ALIGNMENT: Final = 16  # bytes; no kernel asks more of an address
 _MATHS: Final = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 _MATHS_OF_SETTINGS: Final = ("tf32", "ieee")  # of float32, by torch's setting
 
+_BATCH_INVARIANT: Final = ("sm90_im2col", "sm90_compiled", "sm80")  # in the order of choice
 _FAMILIES: Final = ("sm90", "sm90_compiled", "sm90_im2col", "sm80")
 
 FAMILY: Final = os.environ.get("EPICONV_KERNELS", "any")
@@ -132,18 +135,20 @@ class ImplicitGemm:
         operand_layouts = [operand_layout(operand) for operand in operands]
         wanted = (dtype_name(dtype), (output if batched is input else output.unsqueeze(0)).stride())
 
-        def make_plan(family: str, compile: str, math: str, alignment: int) -> "_core.ConvPlan | str":
+        def make_plan(
+            family: str, compile: str, math: str, alignment: int, batch_invariant: bool
+        ) -> "_core.ConvPlan | str":
             if compile != "never":
                 compiler.prepare()
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
                 return _core.make_conv_plan(
                     *(problem, math, *given, alignment, arguments.padding_mode, program.core),
                     *(bias_layout, operand_layouts, *wanted),
-                    *(torch.cuda.get_device_capability(device), family, compile),
+                    *(torch.cuda.get_device_capability(device), family, compile, batch_invariant),
                 )
 
         self._make_plan = make_plan
-        self._plans: dict[tuple[str, str, str, int], _core.ConvPlan | str] = {}
+        self._plans: dict[tuple[str, str, str, int, bool], _core.ConvPlan | str] = {}
         self._device = device
         self._is_free = arguments.algorithm == "auto"
         self._family = FAMILY
@@ -208,6 +213,7 @@ class ImplicitGemm:
             self._is_free
             and self._family == "any"
             and compiler.is_wanted()
+            and not are_batch_invariant_algorithms_enabled()
             and search.is_possible(self._device)
         )
 
@@ -219,14 +225,31 @@ class ImplicitGemm:
 
     def _plan_at(self, compiles: bool, math: str, location: int) -> "_core.ConvPlan | str":
         """The core's plan, or why there is none or, for "auto", had better be none."""
+        if are_batch_invariant_algorithms_enabled():
+            return self._batch_invariant_plan(compiles, math, location)
         compile = "never" if not compiles else "if faster" if self._is_free else "always"
         plan = self._plan_of(self._family, compile, math, location)
         if self._is_free and not isinstance(plan, str) and plan.why_slower:
             return f"{plan.why_slower}; algorithm='implicit_gemm' runs it all the same"
         return plan
 
+    def _batch_invariant_plan(self, compiles: bool, math: str, location: int) -> "_core.ConvPlan | str":
+        """That of the first family that takes the form, which is the same for every batch."""
+        families = _BATCH_INVARIANT if self._family == "any" else (self._family,)
+        plan: _core.ConvPlan | str = ""
+        for family in families:
+            plan = self._plan_of(family, "always" if compiles else "never", math, location)
+            if isinstance(plan, str) and plan.startswith("the batch is too large"):
+                raise NotImplementedError(
+                    f"batch-invariant algorithms are asked for, and {plan}: call with parts of the batch"
+                )
+            if not isinstance(plan, str):
+                break
+        return plan
+
     def _plan_of(self, family: str, compile: str, math: str, location: int) -> "_core.ConvPlan | str":
-        key = family, compile, math, _alignment(location)
+        batch_invariant = are_batch_invariant_algorithms_enabled()
+        key = family, compile, math, _alignment(location), batch_invariant
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = self._make_plan(*key)
@@ -259,17 +282,19 @@ class ImplicitGemm:
         raw_stream, current_device = _torch_private.raw_stream, _torch_private.current_cuda_device
         conv_precision = _torch_private.conv_precision
         wants_compiled = compiler.is_wanted
+        is_batch_invariant = are_batch_invariant_algorithms_enabled
         index = device.index
         addresses = operand_reader(planned_operands)
         own_math = self._math
         last_bits = _ALIGNMENT - 1
         has_versions = not planned_weight.is_inference()
         is_kept = has_versions and not planned_weight.requires_grad
-        # By whether kernels are compiled, the math, and the last bits of the input's address: launch, find,
-        # find_owned, make_workspace; launch is None where no kernel runs so, make_workspace where it takes
-        # none.
-        prepared: dict[bool, dict[str, list[tuple[Any, Any, Any, Any] | None]]] = {
-            compiles: {math: [None] * _ALIGNMENT for math in self._maths} for compiles in (False, True)
+        # By whether kernels are batch-invariant, and compiled, the math, and the last bits of the input's
+        # address: launch, find, find_owned, make_workspace; launch is None where no kernel runs so,
+        # make_workspace where it takes none.
+        both = (False, True)
+        prepared: dict[tuple[bool, bool], dict[str, list[tuple[Any, Any, Any, Any] | None]]] = {
+            key: {math: [None] * _ALIGNMENT for math in self._maths} for key in product(both, both)
         }
 
         def prepare(plan: "_core.ConvPlan | str", weight: torch.Tensor) -> tuple[Any, Any, Any, Any]:
@@ -320,7 +345,7 @@ class ImplicitGemm:
         ) -> torch.Tensor:
             math = own_math or ("tf32" if conv_precision() == "tf32" else "ieee")
             source = address(input)
-            by_address = prepared[wants_compiled()][math]
+            by_address = prepared[is_batch_invariant(), wants_compiled()][math]
             found = by_address[source & last_bits]
             if found is None:
                 if self._is_searched() and self._found(input) is None:

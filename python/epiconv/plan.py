@@ -9,6 +9,7 @@ import torch
 from epiconv import _core, _torch_private
 from epiconv._library import cast_for_autocast
 from epiconv.arguments import Extents, normalise
+from epiconv.batch_invariance import are_batch_invariant_algorithms_enabled
 from epiconv.call import Call
 from epiconv.cards import CARDS
 from epiconv.checks import check_tensor_types, is_number, no_cudnn
@@ -162,6 +163,8 @@ def explain(
         planned = call.explain_pass(input, weight, bias, operands)
         path, kernel = _path(device), planned.kernel
         moved = _bytes([input, weight]) + _y_bytes(call, input) + planned.bytes_moved
+    if path != "implicit_gemm" and are_batch_invariant_algorithms_enabled() and not is_empty:
+        why = "batch-invariant algorithms are asked for: torch's convolution is called for each image alone"
     math = _math(input, precision)
     floor_ms, floor_note = _floor(device, math, call.flops, least)
     return Plan(

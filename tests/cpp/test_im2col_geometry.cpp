@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <map>
 #include <random>
 #include <set>
@@ -265,6 +266,33 @@ void check(GeometryProblem p) {
   check_memory(g);
 }
 
+// Whatever the batch is, the same tile, the same steps in the same order, and none that is shared.
+void check_any_batch(GeometryProblem p) {
+  p.is_batch_invariant = true;
+  Geometry first;
+  p.batch = 1;
+  if (!plan_geometry(p, first).empty()) return;
+  ++seen[p.is_im2col ? "of any batch, im2col" : "of any batch, boxes"];
+  for (const std::int64_t batch : {2, 3, 7, 32, 300}) {
+    p.batch = batch;
+    expectations::subject = text_of(p);
+    Geometry g;
+    const std::string why = plan_geometry(p, g);
+    expect(why.empty(), "no plan: ", why);
+    expect(g.batch == batch && g.splits.divisor == 1 && g.im2col_share == 0, "the batch");
+    const std::int64_t positions = std::int64_t{g.position_tiles} * g.tile_positions;
+    expect(positions >= batch * g.image_positions(), positions, " positions");
+    if (g.is_im2col) check_walks(g);
+    // All else is the same.
+    g.batch = first.batch;
+    g.patches[0] = first.patches[0];
+    g.position_tiles = first.position_tiles;
+    g.im2col_workers = first.im2col_workers;
+    g.im2col_whole_tiles = first.im2col_whole_tiles;
+    expect(std::memcmp(&g, &first, sizeof(Geometry)) == 0, "the plan depends on the batch");
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -297,12 +325,21 @@ int main() {
       if (!set_output(p, d, p.padding[d])) return 1;
     }
     check(p);
+    for (const int kind : {0, 1, 2}) {
+      p.is_im2col = kind == 2;
+      p.has_warpgroups = kind > 0;
+      p.turns_input = p.reads_lines = p.is_im2col && !p.words_are_filters && p.input[2] % 8 == 0;
+      p.stores_slices = p.stores_lines = true;
+      p.output_bytes = p.element_bytes;
+      check_any_batch(p);
+    }
   }
   for (const std::int32_t bytes : {kStepBytes / 2, kStepBytes}) check_slices(bytes);
   for (const auto& [kind, count] : seen) std::printf("%4d %s\n", count, kind.c_str());
   for (const char* kind :
        {"shared", "whole", "filters are rows", "positions are rows", "two teams", "slices", "lines",
-        "copied slices", "a phase meets no tap", "there are more phases than maps for the copy engine",
+        "copied slices", "of any batch, im2col", "of any batch, boxes", "a phase meets no tap",
+        "there are more phases than maps for the copy engine",
         "strides of more than 8 are too large for the copy engine",
         "the copy engine moves boxes no farther beside the input than its padding and taps "
         "ask for"}) {

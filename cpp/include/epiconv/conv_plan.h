@@ -54,6 +54,8 @@ struct ConvPlanProblem {
   ComputeCapability card;
   ConvFamily family = ConvFamily::kAny;
   Compile compile = Compile::kNever;
+  // Whether an image's result has the same bits whatever the batch is, and whatever other images are in it.
+  bool is_batch_invariant = false;
 };
 
 struct ConvPointers {

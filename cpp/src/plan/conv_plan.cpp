@@ -57,7 +57,12 @@ Chosen choose(const ConvPlanProblem& problem, std::string& why_not) {
   if (problem.family == ConvFamily::kSm90Im2col) {
     return chosen(make_sm90_im2col_engine(problem, why_not), "im2col kernels of sm_90a are asked for", "");
   }
-  std::unique_ptr<const ConvEngine> sm90 = make_sm90_engine(problem, why_not);
+  std::unique_ptr<const ConvEngine> sm90;
+  if (problem.is_batch_invariant) {
+    why_not = "they choose tiles by the batch, and the result is to be the same for every batch";
+  } else {
+    sm90 = make_sm90_engine(problem, why_not);
+  }
   if (problem.family == ConvFamily::kSm90) {
     return chosen(std::move(sm90), "kernels of sm_90a are asked for", "");
   }
@@ -106,6 +111,9 @@ std::optional<ConvPlan> ConvPlan::make(const ConvPlanProblem& problem, std::stri
   if (chosen.engine == nullptr) return std::nullopt;
   state->kernel = chosen.engine->kernel();
   state->why_kernel = std::move(chosen.why);
+  if (problem.is_batch_invariant) {
+    state->why_kernel += "; planned as for any batch, so that an image's bits do not depend on it";
+  }
   if (const std::string why = chosen.engine->why_interpreted(); !why.empty()) {
     state->why_kernel += "; not compiled for the plan: " + why;
   }

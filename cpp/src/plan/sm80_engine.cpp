@@ -109,6 +109,7 @@ sm80::GeometryProblem geometry_problem(const ConvPlanProblem& problem,
   spread_spatial(conv.dilation(), 1, result.dilation);
   spread_spatial(conv.padding_begin(), 0, result.padding);
   result.transposed = conv.transposed();
+  result.is_batch_invariant = problem.is_batch_invariant;
   result.element_bytes = problem.math == ConvMath::kTf32 || problem.math == ConvMath::kIeee ? 4 : 2;
   result.takes_statistics = planned.takes_statistics;
   const auto& output = planned.output.strides;

@@ -420,7 +420,7 @@ SharedLayout SharedLayout::of(const Geometry& g, bool takes_statistics) {
   return layout;
 }
 
-std::string plan_geometry(const GeometryProblem& p, Geometry& g) {
+std::string plan_for_batch(const GeometryProblem& p, Geometry& g) {
   constexpr const char* kTooLarge = "an extent is too large for the kernel's 32-bit index arithmetic";
   g = {};
   g.batch = p.batch;
@@ -480,7 +480,9 @@ std::string plan_geometry(const GeometryProblem& p, Geometry& g) {
   if (g.block_phases == g.interleave) {
     if (splits(g, blocks) > 1 && may_interleave) blocks = set_tiles(false);
     const std::int64_t count = p.has_warpgroups ? whole_splits(g, planned_splits) : splits(g, blocks);
-    if (g.block_phases == 1) g.splits = Divisor(static_cast<std::uint32_t>(count));
+    if (g.block_phases == 1 && !p.is_batch_invariant) {
+      g.splits = Divisor(static_cast<std::uint32_t>(count));
+    }
   }
   if (g.position_blocks() > kMostInt) return kTooLarge;
   return "";

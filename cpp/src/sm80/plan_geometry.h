@@ -14,6 +14,7 @@ struct GeometryProblem {
   std::int64_t input[kDims], output[kDims], taps[kDims];
   std::int64_t stride[kDims], dilation[kDims], padding[kDims];
   bool transposed;
+  bool is_batch_invariant;  // sums are added in an order that does not depend on the batch
   int element_bytes;
   bool takes_statistics;   // of tiles: each of one image, and of one phase or a row's
   bool stores_columns;     // pixels of a row of the output lie side by side
@@ -34,8 +35,12 @@ struct GeometryProblem {
 
 // "" and the geometry, or why 32-bit index arithmetic does not reach.
 std::string plan_geometry(const GeometryProblem& problem, Geometry& geometry);
+// The same by what costs least for the problem's batch.
+std::string plan_for_batch(const GeometryProblem& problem, Geometry& geometry);
 // Of im2col_conv.h: what plan_geometry leaves to it. "" or why the copy engine does not reach.
 std::string plan_im2col(const GeometryProblem& problem, Geometry& geometry);
+// Of im2col_conv.h: each tile is one team's.
+void share_no_tiles(Geometry& geometry);
 inline std::size_t packed_bytes(const Geometry& g) {
   return static_cast<std::size_t>(g.packed_step(g.all_phases(), 0, 0, 0));
 }

@@ -80,6 +80,15 @@ std::string why_not(const GeometryProblem& p, const Geometry& g) {
   return "";
 }
 
+constexpr std::int32_t kMultiprocessors = 132;
+
+void set_whole_tiles(Geometry& g, std::int64_t tiles) {
+  const std::int32_t workers = kMultiprocessors / g.im2col_cluster * g.im2col_teams;
+  g.im2col_workers = static_cast<std::int32_t>(std::min<std::int64_t>(tiles * g.im2col_teams, workers));
+  g.im2col_whole_tiles = static_cast<std::int32_t>(tiles);
+  g.im2col_share = 0;
+}
+
 // Sets the tile, and returns clocks of the slowest multiprocessor.
 class Im2colPlanner {
  public:
@@ -190,7 +199,6 @@ class Im2colPlanner {
   // memory with 62 bytes a clock, of two teams, whose steps are at different places, with 44; and each byte
   // takes power, and so clocks, from the products.
   double cost(const Im2colTile& tile) {
-    constexpr std::int32_t kMultiprocessors = 132;
     constexpr double kPower = 0.0032, kPartWrites = 12, kPartReads = 40;  // the latter in bytes a clock
     const double fill = g_.im2col_teams > 1 ? 44 : 62;
     const bool is_turned = p_.turns_input && !g_.im2col_lines;
@@ -225,11 +233,9 @@ class Im2colPlanner {
       if (is_alone || teams == 1) return rounds * (steps + store);
       return rounds * std::max(teams * steps, steps + store) + store;
     };
-    g_.im2col_workers = static_cast<std::int32_t>(std::min<std::int64_t>(tiles * teams, workers));
-    g_.im2col_whole_tiles = static_cast<std::int32_t>(tiles);
-    g_.im2col_share = 0;
+    set_whole_tiles(g_, tiles);
     double least = begin + of_whole(static_cast<double>(up(tiles, workers)), tiles <= places);
-    if (!has_equal_phases_ || g_.most_steps > kMostSharedSteps) return least;
+    if (p_.is_batch_invariant || !has_equal_phases_ || g_.most_steps > kMostSharedSteps) return least;
     // Teams that share tiles are at different steps: what does not stay in the L2 cache of weights is read
     // from memory for each tile of positions.
     const double weights = static_cast<double>(g_.packed_step(g_.all_phases(), 0, 0, 0));
@@ -262,6 +268,8 @@ class Im2colPlanner {
 };
 
 }  // namespace
+
+void share_no_tiles(Geometry& g) { set_whole_tiles(g, im2col_tiles(g)); }
 
 std::string plan_im2col(const GeometryProblem& p, Geometry& g) {
   g.is_im2col = true;
