@@ -91,6 +91,7 @@ class Plan:
             self.weight_format += f"_transposed_{problem.stride}_{rests}"
         self.why_kernel, self.why_slower = "the stand-in takes everything", core.why_slower
         self.workspace_bytes = core.workspace_bytes
+        self.predicted_us = core.predicted_us
         self.packed_bytes = 4 * torch.Size(self.problem.weight).numel()
         self.is_empty = 0 in problem.output
         if self.is_empty:
@@ -160,7 +161,7 @@ class Core:
         refuse: from a plan the reason why it cannot run, or "".
         why_slower: what its plans say.
         capability: of the card.
-        workspace_bytes: of its plans.
+        workspace_bytes, predicted_us: of its plans.
         formats_differ: whether the weight's format depends on the input's alignment.
         stream: address of the current stream.
         capturing: whether a CUDA graph is being captured.
@@ -174,6 +175,7 @@ class Core:
         self.capability = (9, 0)
         self.formats_differ = False
         self.workspace_bytes = 0
+        self.predicted_us = None
         self.stream = 1
         self.capturing = False
 

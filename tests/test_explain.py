@@ -143,3 +143,14 @@ def test_explaining_allocates_next_to_nothing(cuda):
     torch.cuda.reset_peak_memory_stats()
     epiconv.explain(x, weight, epilogue=[ops.relu()])
     assert torch.cuda.max_memory_allocated() == before
+
+
+def test_a_prediction_is_told(core):
+    """In milliseconds; without a model of the kernel there is no row of it."""
+    core.predicted_us = 28.41
+    plan = epiconv.explain(X, WEIGHT, algorithm="implicit_gemm")
+    assert plan.predicted_ms == pytest.approx(0.02841)
+    assert "\npredicted  0.0284 ms on an H200\n" in str(plan)
+    core.predicted_us = None
+    plan = epiconv.explain(X[:1], WEIGHT, algorithm="implicit_gemm")
+    assert plan.predicted_ms is None and "predicted" not in str(plan)

@@ -136,6 +136,25 @@ def test_who_multiplies(name, part, nvrtc):
     assert part in plan_of(TILES[name]).kernel
 
 
+def test_what_is_predicted(nvrtc):
+    """More images take longer, and about as much longer where there are many; a copy of the input, too."""
+
+    def predicted(batch, layout="channels_last", channels=256):
+        conv = problem((batch, channels, 28, 28), (256, channels, 3, 3), **SAME)
+        return plan_of(replace(conv, input_layout=layout, output_layout=layout)).predicted_us
+
+    one, some, many = predicted(1), predicted(64), predicted(256)
+    assert 3 < one < some < many
+    assert 3.5 < many / some < 4.1
+    # Products alone at the card's rate of TF32, which is 494.7 TFLOP/s, and at half of it.
+    flops = 2 * 256 * 28 * 28 * 256 * 256 * 9
+    assert flops / 494.7e6 < many < 2 * flops / 494.7e6
+    assert predicted(64, "contiguous") > some + 10
+    given = fuzz_conv.make(TILES["3x3"], torch.device("cpu"))
+    portable = fuzz_conv.plan_of(TILES["3x3"], given, "sm80", (8, 0))
+    assert portable.predicted_us is None
+
+
 NOT_TAKEN = {
     "another card": (((8, 0), "always"), {}, "compute capability 9.0 only"),
     "a newer card": (((10, 0), "always"), {}, "compute capability 9.0 only"),

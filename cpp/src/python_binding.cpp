@@ -307,6 +307,11 @@ void bind_conv_plan(py::module_& module) {
   py::class_<ConvPlan>(module, "ConvPlan")
       .def_property_readonly("kernel", &ConvPlan::kernel)
       .def_property_readonly("why_kernel", &ConvPlan::why_kernel)
+      .def_property_readonly("predicted_us",
+                             [](const ConvPlan& plan) -> std::optional<double> {
+                               const double us = plan.predicted_us();
+                               return us > 0 ? std::optional(us) : std::nullopt;
+                             })
       .def_property_readonly("why_slower", &ConvPlan::why_slower)
       .def_property_readonly("weight_format", &ConvPlan::weight_format)
       .def_property_readonly("packed_bytes", &ConvPlan::packed_bytes)

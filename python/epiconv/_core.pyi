@@ -123,6 +123,7 @@ class ConvPlan:
     why_slower: str  # why a pass behind another convolution is faster, "" if it is not
     weight_format: str  # packed weights of one weight tensor serve every plan with the same format
     packed_bytes: int
+    predicted_us: float | None  # on an H200, by the planner's model; None where it has none of the kernel
     workspace_bytes: int  # of a run
     def pack(
         self,

@@ -18,7 +18,7 @@ from epiconv.functional import wants_grad
 from epiconv.implicit_gemm import refuse
 from epiconv.program import bind_epilogue
 
-_LABEL_WIDTH: Final = 10
+_LABEL_WIDTH: Final = 11
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Plan:
         kernel: name of the kernel, or of the pass, "none" where the result is empty; for path "torch" how
             many operations there are.
         why: for path "implicit_gemm" why this kernel and no other; else "".
+        predicted_ms: for path "implicit_gemm" what the planner's model of an H200 says, with a warm L2 cache;
+            None where there is no such model of the kernel, and for other paths.
         packing: for path "implicit_gemm" the format and size of the packed weight, and where it is kept;
             "" where none is, and for other paths.
         refused: (path, reason) of the paths that are not taken.
@@ -60,6 +62,7 @@ class Plan:
     convolution: str
     kernel: str
     why: str
+    predicted_ms: float | None
     packing: str
     refused: tuple[tuple[str, str], ...]
     program: str
@@ -80,6 +83,7 @@ class Plan:
             ("path", f"{self.path}{by}"),
             ("kernel", self.kernel),
             *([("why", self.why)] if self.why else []),
+            *([("predicted", f"{self.predicted_ms:.4f} ms on an H200")] if self.predicted_ms else []),
             *([("packing", self.packing)] if self.packing else []),
             *[("not", f"{path}: {reason}") for path, reason in self.refused],
             ("program", self.program or "(none)"),
@@ -151,9 +155,11 @@ def explain(
     if isinstance(gemm, str) and algorithm == "implicit_gemm":
         refuse(gemm)
     why = packing = ""
+    predicted_ms: float | None = None
     if not isinstance(gemm, str):
         path, kernel, packing = "implicit_gemm", gemm.kernel, _packing(gemm, weight)
         why = "; ".join(filter(None, (call.why_measured(input), gemm.why_kernel)))
+        predicted_ms = None if gemm.predicted_us is None else gemm.predicted_us * 1e-3
         moved = 0 if is_empty else least - _bytes([weight]) + gemm.packed_bytes
     elif why_torch:
         path, kernel, moved = "torch", _torch_operations(bias is not None, len(program.steps)), least
@@ -172,6 +178,7 @@ def explain(
         convolution="" if path == "implicit_gemm" else _convolution(input, weight, call),
         kernel=kernel,
         why=why,
+        predicted_ms=predicted_ms,
         packing=packing,
         refused=_refused(device, path, why_torch, gemm),
         program=program.text,

@@ -94,6 +94,9 @@ class EPICONV_API ConvPlan {
   const std::string& why_kernel() const;
   // Why a pass behind another convolution is faster, "" if it is not.
   const std::string& why_slower() const;
+  // Microseconds that it takes on an H200, as a model of what limits the kernel has them; 0 where there is
+  // no such model of the kernel.
+  double predicted_us() const;
   std::size_t workspace_bytes() const;
   // Weights packed for one plan serve every plan with the same format.
   const std::string& weight_format() const;

@@ -21,6 +21,8 @@ class ConvEngine {
   virtual std::string why_interpreted() const { return ""; }
   // Why a pass behind another convolution is faster, "" if it is not.
   virtual std::string why_slower() const = 0;
+  // Microseconds on an H200, as a model of what limits the kernel has them; 0 where there is no such model.
+  virtual double predicted_us() const { return 0; }
   virtual std::size_t workspace_bytes() const = 0;
   virtual const std::string& weight_format() const = 0;
   virtual std::size_t packed_bytes() const = 0;

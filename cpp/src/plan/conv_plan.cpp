@@ -132,6 +132,9 @@ const std::string& ConvPlan::kernel() const { return state_->kernel; }
 const std::string& ConvPlan::why_kernel() const { return state_->why_kernel; }
 const std::string& ConvPlan::why_slower() const { return state_->why_slower; }
 const std::string& ConvPlan::weight_format() const { return state_->weight_format; }
+double ConvPlan::predicted_us() const {
+  return state_->engine == nullptr ? 0 : state_->engine->predicted_us();
+}
 std::size_t ConvPlan::workspace_bytes() const {
   return state_->engine == nullptr ? 0 : state_->engine->workspace_bytes();
 }

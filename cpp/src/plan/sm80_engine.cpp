@@ -153,6 +153,7 @@ class Sm80Engine final : public ConvEngine {
     if (is_known && (is_compiled_ ? is_fast_compiled() : is_fast_interpreted())) return "";
     return "torch's convolution with a pass behind it is faster than the portable kernel for such problems";
   }
+  double predicted_us() const override { return predicted_us_; }
   std::size_t workspace_bytes() const override {
     return conv_->workspace_bytes() + intermediate_bytes_ + pass_bytes();
   }
@@ -286,6 +287,7 @@ class Sm80Engine final : public ConvEngine {
   std::unique_ptr<const sm80::ImplicitConv> conv_;
   std::unique_ptr<const CudaPass> pass_;  // over what `conv_` has stored, or nullptr
   GroupNormShape norm_;
+  double predicted_us_ = 0;
   std::size_t intermediate_bytes_ = 0;  // of what is stored, where it is not in the output
   std::size_t tables_bytes_ = 0;
   std::string name_, format_;
@@ -340,6 +342,8 @@ std::string Sm80Engine::plan(const ConvPlanProblem& given, Kind kind) {
       geometry.stores_lines = has_lines(problem_.output, 1 + kDims);
     }
     why_not = sm80::plan_geometry(geometry, problem_.geometry);
+    const bool is_predicted = why_not.empty() && kind == Kind::kIm2col && division_ == Division::kNone;
+    if (is_predicted) predicted_us_ = sm80::predict_im2col(geometry, problem_.geometry);
     problem_.turns_input = problem_.turns_input && !problem_.geometry.im2col_lines;
   }
   if (!why_not.empty()) return why_not;

@@ -39,6 +39,8 @@ std::string plan_geometry(const GeometryProblem& problem, Geometry& geometry);
 std::string plan_for_batch(const GeometryProblem& problem, Geometry& geometry);
 // Of im2col_conv.h: what plan_geometry leaves to it. "" or why the copy engine does not reach.
 std::string plan_im2col(const GeometryProblem& problem, Geometry& geometry);
+// Microseconds of a plan of im2col_conv.h, as its planner reckons, with the copy of the input.
+double predict_im2col(const GeometryProblem& problem, const Geometry& geometry);
 // Of im2col_conv.h: each tile is one team's.
 void share_no_tiles(Geometry& geometry);
 inline std::size_t packed_bytes(const Geometry& g) {

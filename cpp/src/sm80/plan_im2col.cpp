@@ -82,12 +82,88 @@ std::string why_not(const GeometryProblem& p, const Geometry& g) {
 
 constexpr std::int32_t kMultiprocessors = 132;
 
+std::int32_t all_workers(const Geometry& g) { return kMultiprocessors / g.im2col_cluster * g.im2col_teams; }
+
 void set_whole_tiles(Geometry& g, std::int64_t tiles) {
-  const std::int32_t workers = kMultiprocessors / g.im2col_cluster * g.im2col_teams;
-  g.im2col_workers = static_cast<std::int32_t>(std::min<std::int64_t>(tiles * g.im2col_teams, workers));
+  g.im2col_workers =
+      static_cast<std::int32_t>(std::min<std::int64_t>(tiles * g.im2col_teams, all_workers(g)));
   g.im2col_whole_tiles = static_cast<std::int32_t>(tiles);
   g.im2col_share = 0;
 }
+
+void set_position_tiles(Geometry& g) {
+  std::int64_t tiles = 1;
+  for (const Divisor& patches : g.patches) tiles = std::min(tiles * patches.divisor, kMostInt);
+  g.position_tiles = static_cast<std::int32_t>(tiles);
+}
+
+// As im2col_tiles counts them, also where there are too many.
+std::int64_t all_tiles(const Geometry& g) {
+  return up(g.position_tiles, g.im2col_cluster) * g.position_blocks();
+}
+
+// What a tile costs a multiprocessor, in clocks, as measured on an H200: the L2 cache fills a
+// multiprocessor's memory with 62 bytes a clock, of two teams, whose steps are at different places, with 44;
+// and each byte takes power, and so clocks, from the products.
+struct TileCost {
+  double begin, steps, step, store;  // of the launch and the input's copy; of a tile; of a step; of a tile
+  double outputs, weights;           // of a tile; bytes that do not stay in the L2 cache
+
+  static TileCost of(const GeometryProblem& p, const Geometry& g) {
+    constexpr double kPower = 0.0032;
+    const double fill = g.im2col_teams > 1 ? 44 : 62;
+    const bool is_turned = p.turns_input && !g.im2col_lines;
+    const double input_bytes = 2.0 * g.element_bytes * p.batch * g.groups * g.channels * g.input[0] *
+                               g.input[1] * g.input[2];  // read and written
+    const double turn = is_turned ? kTurn + input_bytes / kTurnBytes : 0;
+    const std::int32_t rows = g.positions_are_rows() ? g.tile_positions : g.tile_filters;
+    const std::int32_t all_columns = g.positions_are_rows() ? g.tile_filters : g.tile_positions;
+    const std::int32_t columns = g.warpgroups_share_rows ? all_columns / 2 : all_columns;
+    const double products =
+        4 * (g.warpgroups_share_rows ? 2 * rows : rows) / double{kProductRows} * product_clocks(columns);
+    const double bytes =
+        g.im2col_position_bytes() + static_cast<double>(g.tile_filters) * kStepBytes / g.im2col_cluster;
+    // Blocks of a cluster wait for each other: as measured, with the same tile they are slower by so much.
+    const double waits = g.im2col_cluster > 1 ? 1.08 : 1;
+    TileCost cost{};
+    cost.begin = turn + (g.im2col_cluster > 1 ? 5500 : 3000);
+    cost.step = waits * (std::max(products + kPower * bytes, bytes / fill) + 20);
+    cost.steps = g.most_steps * cost.step;
+    cost.outputs = static_cast<double>(rows) * all_columns;
+    // Of a clock: element by element, copied by warps, or through slices. What does not exist costs only the
+    // last of these.
+    const bool is_apart = !g.filters_are_rows && !p.words_are_filters;
+    const double exist = static_cast<double>(p.filters) / g.filter_tiles.divisor / g.tile_filters;
+    cost.store = 800 + (is_apart                 ? cost.outputs * exist / 1.2
+                        : g.im2col_copies_slices ? cost.outputs * exist / 6
+                                                 : cost.outputs / 12);
+    const double packed = static_cast<double>(g.packed_step(g.all_phases(), 0, 0, 0));
+    cost.weights = packed > kCachedWeights ? packed : 0;
+    return cost;
+  }
+
+  // Of all tiles, by who multiplies which steps. Teams of a multiprocessor share its tensor cores, and one
+  // stores while the other multiplies.
+  double all(const Geometry& g) const {
+    const std::int32_t teams = g.im2col_teams, places = kMultiprocessors / g.im2col_cluster;
+    const std::int64_t tiles = all_tiles(g);
+    const double rounds = static_cast<double>(up(g.im2col_whole_tiles, all_workers(g)));
+    const bool is_alone = teams == 1 || (g.im2col_share == 0 && tiles <= places);
+    const double whole =
+        is_alone ? rounds * (steps + store) : rounds * std::max(teams * steps, steps + store) + store;
+    if (g.im2col_share == 0) return begin + whole;
+    constexpr double kPartWrites = 12, kPartReads = 40;  // bytes a clock
+    const double shared = static_cast<double>(tiles - g.im2col_whole_tiles), share = g.im2col_share;
+    const double of_workers = shared / all_workers(g), bytes = 4 * outputs;
+    const double teams_of_tile = 1 + g.most_steps / share, merges = std::max(1.0, of_workers);
+    const double parts = std::min(2.0, 1 + of_workers);  // of a team
+    // Teams that share tiles are at different steps: what does not stay in the L2 cache of weights is read
+    // from memory for each tile of positions.
+    const double reads = weights * (g.position_tiles - 1.0) / kMemoryBytes;
+    return begin + whole + share * step * teams + kMerge + parts * bytes / kPartWrites +
+           merges * (teams_of_tile * bytes / kPartReads + store) + reads;
+  }
+};
 
 // Sets the tile, and returns clocks of the slowest multiprocessor.
 class Im2colPlanner {
@@ -115,7 +191,8 @@ class Im2colPlanner {
       for (const Im2colTile& tile : tiles) {
         for (const auto& [teams, cluster] : {std::pair(1, 1), std::pair(2, 1), std::pair(1, 2)}) {
           if (!set_tile(tile, teams, cluster)) continue;
-          const double all = cost(tile);
+          set_position_tiles(g_);
+          const double all = cost();
           if (least > 0 && all >= least) continue;
           least = all;
           best = g_;
@@ -195,70 +272,31 @@ class Im2colPlanner {
     g_.im2col_stages = std::min(kMostStages, (most_shared_bytes(g_) - rest) / (teams * g_.im2col_bytes()));
   }
 
-  // Clocks; sets who multiplies which steps. As measured on an H200: the L2 cache fills a multiprocessor's
-  // memory with 62 bytes a clock, of two teams, whose steps are at different places, with 44; and each byte
-  // takes power, and so clocks, from the products.
-  double cost(const Im2colTile& tile) {
-    constexpr double kPower = 0.0032, kPartWrites = 12, kPartReads = 40;  // the latter in bytes a clock
-    const double fill = g_.im2col_teams > 1 ? 44 : 62;
-    const bool is_turned = p_.turns_input && !g_.im2col_lines;
-    const double input_bytes = 2.0 * g_.element_bytes * p_.batch * g_.groups * g_.channels * g_.input[0] *
-                               g_.input[1] * g_.input[2];  // read and written
-    const double turn = is_turned ? kTurn + input_bytes / kTurnBytes : 0;
-    const double begin = turn + (g_.im2col_cluster > 1 ? 5500 : 3000);
-    std::int64_t position_tiles = 1;
-    for (const Divisor& patches : g_.patches) position_tiles *= patches.divisor;
-    const std::int32_t columns = tile.share_rows ? tile.columns / 2 : tile.columns;
-    const double products = 4 * (tile.share_rows ? 2 : tile.rows / 64.0) * product_clocks(columns);
-    const double bytes_of_step =
-        g_.im2col_position_bytes() + static_cast<double>(g_.tile_filters) * kStepBytes / g_.im2col_cluster;
-    // Blocks of a cluster wait for each other: as measured, with the same tile they are slower by so much.
-    const double waits = g_.im2col_cluster > 1 ? 1.08 : 1;
-    const double of_step = waits * (std::max(products + kPower * bytes_of_step, bytes_of_step / fill) + 20);
-    const double outputs = static_cast<double>(tile.rows) * tile.columns;
-    // Of a clock: element by element, copied by warps, or through slices. What does not exist costs only the
-    // last of these.
-    const bool is_apart = !g_.filters_are_rows && !p_.words_are_filters;
-    const double exist = static_cast<double>(p_.filters) / g_.filter_tiles.divisor / g_.tile_filters;
-    const double store = 800 + (is_apart                  ? outputs * exist / 1.2
-                                : g_.im2col_copies_slices ? outputs * exist / 6
-                                                          : outputs / 12);
-    const std::int64_t tiles =
-        up(position_tiles, g_.im2col_cluster) * g_.filter_tiles.divisor * g_.groups * g_.all_phases();
-    const std::int32_t teams = g_.im2col_teams, places = kMultiprocessors / g_.im2col_cluster;
-    const std::int32_t workers = places * teams;
-    // Teams of a multiprocessor share its tensor cores, and one stores while the other multiplies.
-    const auto of_whole = [&](double rounds, bool is_alone) {
-      const double steps = g_.most_steps * of_step;
-      if (is_alone || teams == 1) return rounds * (steps + store);
-      return rounds * std::max(teams * steps, steps + store) + store;
-    };
+  // Clocks; sets who multiplies which steps.
+  double cost() {
+    const TileCost of = TileCost::of(p_, g_);
+    const std::int64_t tiles = all_tiles(g_);
+    const std::int32_t workers = all_workers(g_);
     set_whole_tiles(g_, tiles);
-    double least = begin + of_whole(static_cast<double>(up(tiles, workers)), tiles <= places);
+    double least = of.all(g_);
     if (p_.is_batch_invariant || !has_equal_phases_ || g_.most_steps > kMostSharedSteps) return least;
-    // Teams that share tiles are at different steps: what does not stay in the L2 cache of weights is read
-    // from memory for each tile of positions.
-    const double weights = static_cast<double>(g_.packed_step(g_.all_phases(), 0, 0, 0));
-    const double reads = weights > kCachedWeights ? weights * (position_tiles - 1.0) / kMemoryBytes : 0.0;
     // With the last whole round among what is shared, or without; by all teams, or by fewer, which leave
     // fewer parts of tiles.
+    Geometry best = g_;
     for (std::int64_t whole_rounds = tiles / workers;
          whole_rounds >= 0 && whole_rounds + 1 >= tiles / workers; --whole_rounds) {
       const std::int64_t shared = tiles - whole_rounds * workers;
       if (shared == 0) continue;
-      const std::int64_t share = std::max<std::int64_t>(up(shared * g_.most_steps, workers), kLeastSteps);
-      const double teams_of_tile = 1 + static_cast<double>(g_.most_steps) / share, bytes = 4 * outputs;
-      const double merges = std::max(1.0, static_cast<double>(shared) / workers);
-      const double parts = std::min(2.0, 1 + static_cast<double>(shared) / workers);  // of a team
-      const double all = begin + of_whole(static_cast<double>(whole_rounds), false) +
-                         static_cast<double>(share) * of_step * teams + kMerge + parts * bytes / kPartWrites +
-                         merges * (teams_of_tile * bytes / kPartReads + store) + reads;
-      if (all >= least) continue;
-      least = all;
       g_.im2col_workers = workers;
       g_.im2col_whole_tiles = static_cast<std::int32_t>(whole_rounds * workers);
-      g_.im2col_share = static_cast<std::int32_t>(share);
+      g_.im2col_share =
+          static_cast<std::int32_t>(std::max<std::int64_t>(up(shared * g_.most_steps, workers), kLeastSteps));
+      const double all = of.all(g_);
+      if (all >= least) continue;
+      least = all;
+      best = g_;
     }
+    g_ = best;
     return least;
   }
 
@@ -268,6 +306,21 @@ class Im2colPlanner {
 };
 
 }  // namespace
+
+double predict_im2col(const GeometryProblem& p, const Geometry& g) {
+  // Of an H200: clocks of a microsecond under load; bytes that its L2 cache holds, and of a microsecond.
+  constexpr double kClocks = 1700, kCached = 50e6, kMemory = 4.1e6;
+  const double computed = TileCost::of(p, g).all(g) / kClocks;
+  const double images = static_cast<double>(p.batch), groups = static_cast<double>(p.groups);
+  const auto pixels = [](const std::int64_t (&extents)[kDims]) {
+    return static_cast<double>(extents[0]) * static_cast<double>(extents[1]) *
+           static_cast<double>(extents[2]);
+  };
+  const double input = images * groups * static_cast<double>(p.channels) * pixels(p.input) * p.element_bytes;
+  const double output = images * groups * static_cast<double>(p.filters) * pixels(p.output) * p.output_bytes;
+  const double bytes = input + output * (p.stages_operand ? 2 : 1);
+  return bytes > kCached ? std::max(computed, bytes / kMemory) : computed;
+}
 
 void share_no_tiles(Geometry& g) { set_whole_tiles(g, im2col_tiles(g)); }
 
@@ -298,10 +351,7 @@ std::string plan_im2col(const GeometryProblem& p, Geometry& g) {
   }
   if (least_steps == 0) return "a phase meets no tap";
   Im2colPlanner(p, g, least_steps == g.most_steps).plan();
-  std::int64_t position_tiles = 1;
-  for (const Divisor& patches : g.patches)
-    position_tiles = std::min(position_tiles * patches.divisor, kMostInt);
-  g.position_tiles = static_cast<std::int32_t>(position_tiles);
+  set_position_tiles(g);
   if (p.batch * g.image_positions() > kMostInt - g.tile_positions ||
       (g.position_tiles + 1) * g.position_blocks() > kMostInt)
     return "there are too many positions for the kernel's 32-bit index arithmetic";
