@@ -169,6 +169,30 @@ def test_means_of_layers():
     assert summary.layer_means(results[-1:]) == ()
 
 
+def test_means_of_all_dtypes_where_there_are_several():
+    ms = {"eager": 2.0, "convolution": 1.0, "epiconv": 1.0}
+    results = [
+        made_up("a", ms),
+        made_up("a", {"eager": 0.5, "convolution": 4.0, "epiconv": 1.0}, dtype="bf16"),
+        made_up("b", ms, half="measured"),
+    ]
+    means = {(mean.dtype, mean.half): mean for mean in summary.layer_means(results)}
+    assert set(means) == {("fp32", "tuning"), ("bf16", "tuning"), ("all", "tuning"), ("fp32", "measured")}
+    both = means["all", "tuning"]
+    assert (both.layers, both.slow) == (2, 1)
+    assert (both.bare, both.peer) == pytest.approx((2.0, 1.0))
+
+
+def test_means_of_cold_caches_and_repacking():
+    ms = {"eager": 1.0, "convolution": 1.0, "epiconv_repacking": 2.0, "epiconv": 1.0}
+    cold = {"eager": 2.0, "convolution": 1.0, "epiconv": 1.0}
+    results = [made_up("a", ms, cold_ms=cold), made_up("b", {**ms, "epiconv_repacking": 8.0})]
+    (mean,) = summary.layer_means(results)
+    assert (mean.cold_bare, mean.cold_peer, mean.repacking) == pytest.approx((1.0, 2.0, 4.0))
+    text = printed(report.summaries(results, in_lines=True))
+    assert lines_with(text, "tuning") == [["nchw", "fp32", "tuning", "2", "1.00", "1.00", "1.00", "2.00"]]
+
+
 def test_layers_slower_than_the_best_peer():
     results = [
         made_up("just", {"eager": 1.0, "compile": 2.0, "epiconv": 1.049}),

@@ -17,7 +17,10 @@ _WARM_UP_ROUNDS: Final = 2
 
 
 def l2_flush(device: torch.device) -> Callable[[], object]:
-    """What replaces the content of the L2 cache, on the current stream: writes twice its size.
+    """What replaces the content of the L2 cache, on the current stream: writes four times its size.
+
+    Twice would do for the cache. The rest is time in which the host gets ahead of the device, so that no call
+    waits for its launch.
 
     Args:
         device: a CUDA device.
@@ -26,7 +29,7 @@ def l2_flush(device: torch.device) -> Callable[[], object]:
         >>> flush = l2_flush(torch.device("cuda"))
         >>> flush()
     """
-    buffer = torch.empty(2 * l2_bytes(device) // 4, dtype=torch.float32, device=device)
+    buffer = torch.empty(4 * l2_bytes(device) // 4, dtype=torch.float32, device=device)
     return lambda: buffer.fill_(1.0)
 
 
@@ -39,8 +42,8 @@ def cold_times(
     """Times calls in turns, each with intervals of its own and behind a flush that is not timed.
 
     Args:
-        calls: what to time, by name; each must launch at once, as a CUDA graph does, since the device has
-            no more than the flush to do while the host launches.
+        calls: what to time, by name; the host must be done with one before the device is done with the
+            flush, as with CUDA graphs.
         stopwatch: measures each call.
         flush: makes the cache cold.
         rounds: how many calls of each are timed, after two that are not.

@@ -68,11 +68,13 @@ def layer_means(results: Iterable[CaseResult]) -> tuple[LayerMeans, ...]:
         >>> layer_means(results)[0].bare
     """
     counted = [result for result in results if result.half and result.epiconv is not None]
-    several = len({result.dtype for result in counted}) > 1
     groups: dict[tuple[str, str, str], list[CaseResult]] = {}
     for result in counted:
-        for dtype in (result.dtype, *([ALL_DTYPES] if several else [])):
+        for dtype in (result.dtype, ALL_DTYPES):
             groups.setdefault((result.layout, dtype, result.half), []).append(result)
+    for layout, half in {(result.layout, result.half) for result in counted}:
+        if len({r.dtype for r in groups[layout, ALL_DTYPES, half]}) == 1:
+            del groups[layout, ALL_DTYPES, half]
     return tuple(
         LayerMeans(
             *key,
