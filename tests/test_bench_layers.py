@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
+from made_up_results import made_up
 
 from epiconv.bench import ceilings, report, summary
 from epiconv.bench.__main__ import main
@@ -141,22 +142,6 @@ def test_reduced_layers_are_computed_as_by_eager(layer_id):
         assert (result.network, result.half) == (layer.network, layer.half)
 
 
-def made_up(problem: str, ms: dict[str, float], half: str = "tuning", **words) -> CaseResult:
-    """A result with these times."""
-    rows = tuple(
-        Row(peer, time, time, time, 7, 1.0, 1.0, 50.0, None, Check(1e-7, None, True), False)
-        for peer, time in ms.items()
-    )
-    plan = {"path": "implicit_gemm", "kernel": "fprop_made_up", "why": ""} if "epiconv" in ms else None
-    given = {
-        "dtype": "fp32", "layout": "nchw", "plan": plan, "unavailable": {}, "name": "made up", "op": "conv2d",
-        "input": (1, 1, 1, 1), "output": (1, 1, 1, 1), "program": "", "network": "net" if half else "",
-        "math": "tf32", "flops": 1, "bytes": 1, "floor_ms": 1.0, "floor_by": "bytes", "graph_replay": False,
-        "input_sets": 1, "error_images": (0,),
-    }  # fmt: skip
-    return CaseResult(problem=problem, half=half, rows=rows, **given | words)
-
-
 def test_geometric_mean():
     assert summary.geometric_mean([1.0, 4.0, None]) == pytest.approx(2.0)
     assert summary.geometric_mean([0.5, 1.0, 16.0]) == pytest.approx(2.0)
@@ -173,12 +158,39 @@ def test_means_of_layers():
         made_up("kb1", {"eager": 100.0, "epiconv": 1.0}, half=""),
     ]
     last, measured, tuning = summary.layer_means(results)
-    assert last == summary.LayerMeans("channels_last", "fp32", "measured", 1, None, None)
-    assert measured == summary.LayerMeans("nchw", "fp32", "measured", 1, None, pytest.approx(1.5))
+    assert last == summary.LayerMeans("channels_last", "fp32", "measured", 1, None, None, 0, None, None, None)
+    assert measured == summary.LayerMeans(
+        "nchw", "fp32", "measured", 1, None, pytest.approx(1.5), 0, None, None, None
+    )
     assert tuning == summary.LayerMeans(
-        "nchw", "fp32", "tuning", 2, pytest.approx(math.sqrt(1 * 8)), pytest.approx(math.sqrt(2 * 8))
+        *("nchw", "fp32", "tuning", 2, pytest.approx(math.sqrt(1 * 8)), pytest.approx(math.sqrt(2 * 8))),
+        *(0, None, None, None),
     )
     assert summary.layer_means(results[-1:]) == ()
+
+
+def test_means_of_all_dtypes_where_there_are_several():
+    ms = {"eager": 2.0, "convolution": 1.0, "epiconv": 1.0}
+    results = [
+        made_up("a", ms),
+        made_up("a", {"eager": 0.5, "convolution": 4.0, "epiconv": 1.0}, dtype="bf16"),
+        made_up("b", ms, half="measured"),
+    ]
+    means = {(mean.dtype, mean.half): mean for mean in summary.layer_means(results)}
+    assert set(means) == {("fp32", "tuning"), ("bf16", "tuning"), ("all", "tuning"), ("fp32", "measured")}
+    both = means["all", "tuning"]
+    assert (both.layers, both.slow) == (2, 1)
+    assert (both.bare, both.peer) == pytest.approx((2.0, 1.0))
+
+
+def test_means_of_cold_caches_and_repacking():
+    ms = {"eager": 1.0, "convolution": 1.0, "epiconv_repacking": 2.0, "epiconv": 1.0}
+    cold = {"eager": 2.0, "convolution": 1.0, "epiconv": 1.0}
+    results = [made_up("a", ms, cold_ms=cold), made_up("b", {**ms, "epiconv_repacking": 8.0})]
+    (mean,) = summary.layer_means(results)
+    assert (mean.cold_bare, mean.cold_peer, mean.repacking) == pytest.approx((1.0, 2.0, 4.0))
+    text = printed(report.summaries(results, in_lines=True))
+    assert lines_with(text, "tuning") == [["nchw", "fp32", "tuning", "2", "1.00", "1.00", "1.00", "2.00"]]
 
 
 def test_layers_slower_than_the_best_peer():

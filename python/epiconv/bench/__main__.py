@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from epiconv.bench.ceilings import Ceilings, ceilings_of
 from epiconv.bench.elementwise import pass_bandwidth, recipe_problems
 from epiconv.bench.host import host_times
+from epiconv.bench.markdown import BEGIN, END
 from epiconv.bench.measurement import measure_case
 from epiconv.bench.peers import (
     DEFAULT_CPU_PEERS,
@@ -18,6 +19,7 @@ from epiconv.bench.peers import (
     DTYPES,
     LAYOUTS,
     PEERS,
+    REPACKING,
     Unavailable,
 )
 from epiconv.bench.problems import Problem, parse_problem
@@ -28,6 +30,8 @@ try:
     from rich.console import Console
 
     from epiconv.bench import report
+    from epiconv.bench.publish import PICTURE_FILE, TABLE_FILE, check_report, write_report
+    from epiconv.bench.saved import Measured, read_results
 except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] != "rich":
         raise
@@ -41,6 +45,9 @@ _EPILOG = """examples:
       --epilogue "v1 = minimum(v0, 0.5); v2 = add(v1, b0)" --operand 128x1x1
   python -m epiconv.bench --problems tuning --json tuning.json \\
       --peers eager,compile,convolution,epiconv_cudnn,epiconv_sm90,epiconv_sm80,epiconv
+  python -m epiconv.bench --problems layers --peers eager,compile,convolution,epiconv --cold --repacking \\
+      --json layers.json --report docs --readme README.md
+  python -m epiconv.bench --load layers.json more.json --report docs
   python -m epiconv.bench --host
   python -m epiconv.bench --elementwise
 
@@ -112,13 +119,31 @@ def make_parser() -> argparse.ArgumentParser:
     own.add_argument("--no-conv-bias", action="store_true", help="a convolution without a bias of its own")
     how = parser.add_argument_group("how to measure")
     how.add_argument("--seconds", type=float, default=2.0, help="measuring time per case (default 2)")
-    how.add_argument("--json", type=Path, metavar="FILE", help="write all results there")
+    how.add_argument("--cold", action="store_true", help="on CUDA, with a cold L2 cache too")
+    how.add_argument("--repacking", action="store_true", help=f"adds the peer {REPACKING}")
+    how.add_argument("--json", type=Path, metavar="FILE", help="write all results there, after every case")
     how.add_argument("--keep-peers", type=Path, metavar="FILE", help="write the peers' times there")
     how.add_argument(
         "--reuse-peers",
         type=Path,
         metavar="FILE",
         help="take the peers' times from there, with one measured again as a control",
+    )
+    shown = parser.add_argument_group("a report of layers")
+    shown.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help=f"write {TABLE_FILE}, of every layer, and {PICTURE_FILE} there; needs matplotlib",
+    )
+    shown.add_argument(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help=f"with --report, put its means and picture between {BEGIN} and {END} of that file",
+    )
+    shown.add_argument(
+        "--load", type=Path, nargs="+", metavar="FILE", help="measure nothing, but take what --json wrote"
     )
     other = parser.add_argument_group("other measurements").add_mutually_exclusive_group()
     other.add_argument("--host", action="store_true", help="host time per call, on the CPU and on CUDA")
@@ -214,6 +239,8 @@ def chosen_peers(options: argparse.Namespace, device: torch.device) -> list[str]
     """
     default = DEFAULT_CUDA_PEERS if device.type == "cuda" else DEFAULT_CPU_PEERS
     peers = _words(options.peers or ",".join(default), list(PEERS), "peer")
+    if options.repacking and REPACKING not in peers:
+        peers.append(REPACKING)
     if options.no_compile:
         peers = [peer for peer in peers if not peer.startswith("compile")]
     if not peers:
@@ -228,6 +255,7 @@ def run_cases(
     cases: Sequence[tuple[Problem, str, str]],
     peers: Sequence[str],
     console: Console,
+    save: Callable[[Sequence[CaseResult]], None],
 ) -> list[tuple[str, CaseResult]]:
     """Measures and prints the cases one after another, with a progress bar; many of them in a line each.
 
@@ -238,6 +266,7 @@ def run_cases(
         cases: (problem, dtype word, layout).
         peers: names of `PEERS`.
         console: where tables go.
+        save: called with all results so far after each case, so that what is interrupted is not lost.
 
     Returns:
         (case key, result) of the cases that could run.
@@ -265,6 +294,7 @@ def run_cases(
                     peers,
                     ceilings,
                     seconds=options.seconds,
+                    with_cold=options.cold,
                     kept=kept,
                     progress=show,
                 )
@@ -272,6 +302,7 @@ def run_cases(
                 console.print(f"{problem.id} {dtype_word} {layout}: left out, {error}", markup=False)
                 continue
             results.append((case_key(problem, dtype_word, layout), result))
+            save([result for _, result in results])
             if in_lines:
                 _print_line(console, report.overview_line(result, width))
             else:
@@ -298,6 +329,8 @@ def _run_problems(options: argparse.Namespace, device: torch.device, console: Co
     dtypes = _words(options.dtypes, list(DTYPES), "dtype")
     layouts = _words(options.layouts, LAYOUTS, "layout")
     peers = chosen_peers(options, device)
+    if options.report and not any(problem.half for problem in problems):
+        raise ValueError("--report is about layers of networks, and none is among the problems")
     cases = [(problem, dtype, layout) for problem in problems for dtype in dtypes for layout in layouts]
     ceilings = ceilings_of(device)
     environment = report.environment(device)
@@ -305,24 +338,53 @@ def _run_problems(options: argparse.Namespace, device: torch.device, console: Co
     console.print(f"floor: {ceilings.source}")
     if device.type == "cpu" and options.shape is None and not options.full_size:
         console.print("no CUDA device: the built-in problems run at reduced sizes; their times say little")
-    results = run_cases(options, device, ceilings, cases, peers, console)
-    for part in report.summaries([result for _, result in results], _in_lines(cases)):
-        console.print(part, markup=False)
-    if options.json:
-        settings = {
-            "seconds": options.seconds,
-            "peers": peers,
-            "dtypes": dtypes,
-            "layouts": layouts,
-            "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        }
-        report.write_json(
-            options.json,
-            report.results_as_json([result for _, result in results], device, ceilings, settings),
-        )
+    settings = {
+        "seconds": options.seconds,
+        "peers": peers,
+        "dtypes": dtypes,
+        "layouts": layouts,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+    }
+
+    def save(results: Sequence[CaseResult]) -> None:
+        if options.json:
+            report.write_json(options.json, report.results_as_json(results, device, ceilings, settings))
+
+    save([])  # no case of an earlier run is mistaken for one of this
+    keyed = run_cases(options, device, ceilings, cases, peers, console, save)
+    results = [result for _, result in keyed]
+    _show(options, console, Measured(environment, ceilings, tuple(results)), _in_lines(cases))
     if options.keep_peers:
-        report.write_json(options.keep_peers, report.kept_times(results, device))
-    return 0 if results and all(result.ok for _, result in results) else 1
+        report.write_json(options.keep_peers, report.kept_times(keyed, device))
+    return 0 if results and all(result.ok for result in results) else 1
+
+
+def _run_loaded(options: argparse.Namespace, console: Console) -> int:
+    measured = read_results(options.load)
+    console.print(measured.where)
+    _show(options, console, measured, _in_lines(measured.results))
+    return 0
+
+
+def _show(options: argparse.Namespace, console: Console, measured: Measured, in_lines: bool) -> None:
+    """Prints what is printed behind the cases, and writes the report."""
+    for part in report.summaries(measured.results, in_lines):
+        console.print(part, markup=False)
+    if options.report:
+        for path in write_report(measured, options.report, options.readme):
+            console.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_combination(options: argparse.Namespace) -> None:
+    """Refuses options that do not go together.
+
+    Raises:
+        ValueError, OSError: they do not, or a report could not be written.
+    """
+    if options.readme and not options.report:
+        raise ValueError("--readme goes with --report, which makes what is put there")
+    if options.report:
+        check_report(options.report, options.readme)
 
 
 def _run_host(options: argparse.Namespace, device: torch.device, console: Console) -> int:
@@ -386,7 +448,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = report.make_console()
     before = torch.backends.cudnn.benchmark
     try:
+        _check_combination(options)
+        if options.load:
+            return _run_loaded(options, console)
         device = chosen_device(options.device)
+        if options.cold and device.type != "cuda":
+            raise ValueError("--cold flushes the cache of a CUDA device, and this is none")
         torch.backends.cudnn.benchmark = True  # cuDNN tries its algorithms: what a peer at its best does
         if device.type == "cuda":
             torch.cuda.set_device(device)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 
-from epiconv.bench import accuracy, timing
+from epiconv.bench import accuracy, cold, timing
 from epiconv.bench.ceilings import Ceilings
 from epiconv.bench.peers import (
     BARE_CONVOLUTION,
@@ -39,6 +39,7 @@ def measure_case(
     *,
     seconds: float,
     warm_up: float = timing.WARM_UP_SECONDS,
+    with_cold: bool = False,
     kept: Mapping[str, Mapping[str, float]] | None = None,
     progress: Progress = lambda stage, fraction: None,
 ) -> CaseResult:
@@ -53,6 +54,7 @@ def measure_case(
         ceilings: of the device.
         seconds: to measure for, after warming up.
         warm_up: seconds of load before.
+        with_cold: whether to time calls with a cold cache too, on CUDA.
         kept: milliseconds by case key and peer, from an earlier run; those peers are not timed again, save
             one as a control.
         progress: called with what is going on and the fraction done.
@@ -88,7 +90,9 @@ def measure_case(
                 why = explained.why or dict(explained.refused).get("implicit_gemm", "")
                 plan = {"path": str(explained.path), "kernel": str(explained.kernel), "why": str(why)}
             timings, graph_replay = _time(built, case, unavailable, seconds, warm_up, progress)
-            del built, case
+            timed = {name: built[name] for name in timings}
+            cold_timings = _time_cold(timed, case.device, unavailable, progress) if with_cold else {}
+            del built, timed, case
     finally:
         _release(device, compiled=any(name.startswith("compile") for name in names))
     control = None
@@ -115,7 +119,7 @@ def measure_case(
         input_sets=input_sets,
         error_images=images,
         plan=plan,
-        rows=make_rows(timings, kept_ms, checks, problem, itemsize, floor),
+        rows=make_rows(timings, kept_ms, checks, problem, itemsize, floor, cold_timings),
         unavailable=unavailable,
         control=control,
     )
@@ -175,10 +179,7 @@ def _time(
 ) -> tuple[dict[str, timing.Timing], bool]:
     """Times the peers in turns; as CUDA graphs, all of them, when one is so fast that launching shows."""
     stopwatch = timing.stopwatch_for(case.device)
-    calls: dict[str, Callable[[], object]] = {
-        name: timing.Rotation(function, own_case.argument_sets)
-        for name, (function, own_case) in built.items()
-    }
+    calls: Mapping[str, Callable[[], object]] = _rotations(built)
     runs = len(case.argument_sets)
     graph_replay = False
     if case.device.type == "cuda" and calls:
@@ -189,7 +190,7 @@ def _time(
             graph_replay = True
             repeats = timing.graph_repeats(fastest, runs)
             runs *= repeats
-            calls = _capture(built, repeats, case.device, unavailable, progress)
+            calls = _capture(_rotations(built, repeats=repeats), case.device, unavailable, progress)
     timings = timing.interleave(
         calls,
         stopwatch,
@@ -201,17 +202,37 @@ def _time(
     return timings, graph_replay
 
 
+def _time_cold(
+    built: Built, device: torch.device, unavailable: dict[str, str], progress: Progress
+) -> dict[str, timing.Timing]:
+    """Times the peers with a cold cache, as CUDA graphs of one call."""
+    reasons: dict[str, str] = {}
+    calls = _capture(_rotations(built, sets=1), device, reasons, progress)
+    unavailable.update({f"{name}, cold": reason for name, reason in reasons.items()})
+    progress("timing with a cold cache", 0.0)
+    return cold.cold_times(calls, timing.stopwatch_for(device), cold.l2_flush(device))
+
+
+def _rotations(built: Built, sets: int | None = None, repeats: int = 1) -> dict[str, timing.Rotation]:
+    """Calls of the peers with the first `sets` sets of their arguments, or with all of them."""
+    return {
+        name: timing.Rotation(function, case.argument_sets[:sets], repeats)
+        for name, (function, case) in built.items()
+    }
+
+
 def _capture(
-    built: Built, repeats: int, device: torch.device, unavailable: dict[str, str], progress: Progress
+    calls: Mapping[str, timing.Rotation],
+    device: torch.device,
+    unavailable: dict[str, str],
+    progress: Progress,
 ) -> dict[str, Callable[[], object]]:
-    """CUDA graphs of the peers that can be captured."""
+    """CUDA graphs of the calls that can be captured."""
     captured: dict[str, Callable[[], object]] = {}
-    for name, (function, own_case) in built.items():
+    for name, call in calls.items():
         progress(f"{name}: CUDA graph", 0.0)
         try:
-            captured[name] = timing.CapturedCall(
-                timing.Rotation(function, own_case.argument_sets, repeats), device
-            )
+            captured[name] = timing.CapturedCall(call, device)
         except Exception as error:  # a peer that waits for the device, or calls a library that does
             unavailable[name] = f"cannot be captured as a CUDA graph: {_reason(error)}"
     return captured

@@ -306,6 +306,18 @@ def _build_cudnn_path(case: Case) -> tuple[Function, Case]:
     return _build_epiconv(case, algorithm="cudnn")
 
 
+def _build_repacking(case: Case) -> tuple[Function, Case]:
+    """As a module calls whose weight has changed since its last call."""
+    program, arguments = case.problem.program, arguments_of(case.problem.conv_arguments)
+    weight, bias, owner = case.weight, case.bias, OwnPackedWeights()
+
+    def fused(x: torch.Tensor, *operands: torch.Tensor) -> torch.Tensor:
+        owner.repack()
+        return fused_in_module(x, weight, bias, program(*operands), arguments, owner)
+
+    return fused, case
+
+
 def _build_family(family: str, case: Case) -> tuple[Function, Case]:
     # The family is read when a kernel is planned, and what `fused_conv_epilogue` has prepared for a form of
     # tensors is not kept by family. Hence a call that is prepared for this peer alone and kept nowhere else.
@@ -342,6 +354,7 @@ def explain_case(case: Case) -> Any:
 
 EPICONV: Final = "epiconv"
 BARE_CONVOLUTION: Final = "convolution"
+REPACKING: Final = "epiconv_repacking"
 
 PEERS: Final[dict[str, Peer]] = {
     peer.name: peer
@@ -385,6 +398,7 @@ PEERS: Final[dict[str, Peer]] = {
                     partial(_build_family, "sm90_im2col"),
                 ),
                 ("epiconv_sm80", "this library, portable kernels", partial(_build_family, "sm80")),
+                (REPACKING, "this library, its weight packed anew in every call", _build_repacking),
                 (EPICONV, "this library", _build_epiconv),
             )
         ),

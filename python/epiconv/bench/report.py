@@ -198,11 +198,12 @@ def case_table(result: CaseResult) -> Table:
     if result.plan:
         notes.insert(0, f"epiconv ran {result.plan['path']}: {result.plan['kernel']}")
     table = plain_table(title, caption="\n".join(notes))
-    add_columns(
-        table, ["peer"], ["ms", "10–90 %", "TFLOP/s", "GB/s", "% of floor", "× best peer", "max error", "ok"]
-    )
+    has_cold = any(row.cold_ms is not None for row in result.rows)
+    numbers = ["ms", "10–90 %", "TFLOP/s", "GB/s", "% of floor", "× best peer", "max error", "ok"]
+    add_columns(table, ["peer"], [*numbers, *(["cold ms"] if has_cold else [])])
     for row in result.rows:
-        table.add_row(*_cells(row), style="bold" if row.peer == EPICONV else None)
+        cold = ["" if row.cold_ms is None else milliseconds(row.cold_ms)] if has_cold else []
+        table.add_row(*_cells(row), *cold, style="bold" if row.peer == EPICONV else None)
     return table
 
 
@@ -308,11 +309,12 @@ def summaries(results: Sequence[CaseResult], in_lines: bool) -> Iterator[Table |
         yield coverage_table(results)
     if means := layer_means(results):
         table = plain_table("layers of networks: geometric means of times / epiconv's")
-        add_columns(table, ["layout", "dtype", "half"], ["layers", "bare convolution", "best peer"])
+        has_cold = any(mean.cold_bare is not None or mean.cold_peer is not None for mean in means)
+        cold = ["bare, cold", "peer, cold"] if has_cold else []
+        add_columns(table, ["layout", "dtype", "half"], ["layers", "bare convolution", "best peer", *cold])
         for mean in means:
-            table.add_row(
-                *(mean.layout, mean.dtype, mean.half, str(mean.layers), _ratio(mean.bare), _ratio(mean.peer))
-            )
+            ratios = [mean.bare, mean.peer, *([mean.cold_bare, mean.cold_peer] if has_cold else [])]
+            table.add_row(mean.layout, mean.dtype, mean.half, str(mean.layers), *map(_ratio, ratios))
         yield table
         title = f"layers over {SLOWER_THAN_PEER - 1:.0%} slower than the best peer"
         yield _slow_table(title, [(result, result.best_peer) for result in slow_layers(results)])

@@ -1,10 +1,10 @@
 """What the benchmark finds out, as the table shows it and the JSON file stores it."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
-from epiconv.bench.peers import BARE_CONVOLUTION, EPICONV, FORCED_PATHS, PEERS
+from epiconv.bench.peers import BARE_CONVOLUTION, EPICONV, FORCED_PATHS, PEERS, REPACKING
 from epiconv.bench.problems import Problem
 from epiconv.bench.timing import Timing
 
@@ -42,6 +42,7 @@ class Row:
             there is no peer.
         check: None for a kept time and for the bare convolution.
         reused: whether the time was kept from an earlier run.
+        cold_ms: median of calls with a cold L2 cache; see `cold`. None where it was not measured.
     """
 
     peer: str
@@ -55,6 +56,7 @@ class Row:
     best_peer_ratio: float | None
     check: Check | None
     reused: bool
+    cold_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class CaseResult:
         rows: the peers that ran.
         unavailable: the reason of each that could not.
         control: of a run with kept times, or None.
+        predicted_us: what the planner expected of the kernel that ran, or None where it expects nothing.
     """
 
     problem: str
@@ -113,6 +116,7 @@ class CaseResult:
     rows: tuple[Row, ...]
     unavailable: dict[str, str]
     control: Control | None = None
+    predicted_us: float | None = None
 
     def row(self, peer: str) -> Row | None:
         """The row of a peer, or None."""
@@ -155,6 +159,41 @@ class CaseResult:
         return self.over_epiconv(self.best_peer)
 
     @property
+    def cold_bare_ratio(self) -> float | None:
+        """`bare_ratio` with a cold cache."""
+        return self._over_cold([row for row in self.rows if row.peer == BARE_CONVOLUTION])
+
+    @property
+    def cold_peer_ratio(self) -> float | None:
+        """`peer_ratio` with a cold cache, where another peer may be the best."""
+        return self._over_cold([row for row in self.rows if PEERS[row.peer].competes])
+
+    def _over_cold(self, rows: Sequence[Row]) -> float | None:
+        """The least of their cold times / epiconv's; None where one of the two was not measured."""
+        own = self.epiconv
+        times = [row.cold_ms for row in rows if row.cold_ms is not None]
+        return min(times) / own.cold_ms if times and own is not None and own.cold_ms is not None else None
+
+    @property
+    def repacking_ratio(self) -> float | None:
+        """Time of a call that packs the weight first / epiconv's; None where that was not measured, or the
+        path has no packed weight."""
+        packs = self.plan is not None and self.plan["path"] == "implicit_gemm"
+        return self.over_epiconv(self.row(REPACKING)) if packs else None
+
+    @property
+    def repacking_ms(self) -> float | None:
+        """What packing the weight adds to a call; None as for `repacking_ratio`."""
+        own, ratio = self.epiconv, self.repacking_ratio
+        return None if own is None or ratio is None else (ratio - 1) * own.ms
+
+    @property
+    def predicted_ratio(self) -> float | None:
+        """The predicted time / the measured one, or None where nothing was predicted."""
+        own = self.epiconv
+        return None if own is None or self.predicted_us is None else self.predicted_us / (own.ms * 1e3)
+
+    @property
     def path_ratio(self) -> float | None:
         """Time of the best path / epiconv's, which chose one of them."""
         return self.over_epiconv(self.best_path)
@@ -175,6 +214,33 @@ class CaseResult:
             values["control"]["moved"] = self.control.moved
         return values
 
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "CaseResult":
+        """What `as_json` gave, also an older version's, which lacks what has a default.
+
+        Args:
+            values: other keys than this class's, which follow from them, do not count.
+
+        Raises:
+            KeyError, TypeError: it is something else.
+            ValueError: it names a peer that is not known.
+
+        Example:
+            >>> CaseResult.from_json(result.as_json()) == result
+            True
+        """
+        given = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        for name in ("input", "output", "error_images"):
+            given[name] = tuple(values[name])
+        given["rows"] = tuple(
+            Row(**{**row, "check": row["check"] and Check(**row["check"])}) for row in values["rows"]
+        )
+        if unknown := [row.peer for row in given["rows"] if row.peer not in PEERS]:
+            raise ValueError(f"unknown peer {unknown[0]!r}")
+        if control := values["control"]:
+            given["control"] = Control(control["peer"], control["kept_ms"], control["ms"])
+        return cls(**given)
+
 
 def case_key(problem: Problem, dtype_word: str, layout: str) -> str:
     """Names a case across runs.
@@ -194,6 +260,7 @@ def make_rows(
     problem: Problem,
     itemsize: int,
     floor_seconds: float,
+    cold: Mapping[str, Timing],
 ) -> tuple[Row, ...]:
     """The rows of a case, in the order of `PEERS`.
 
@@ -204,6 +271,7 @@ def make_rows(
         problem: gives FLOPs and bytes.
         itemsize: bytes per value.
         floor_seconds: the least time.
+        cold: times with a cold cache, of the peers that have one.
     """
     times = {name: Timing(ms / 1e3, ms / 1e3, ms / 1e3, 0) for name, ms in kept_ms.items()} | dict(timings)
     best = min((time.seconds for name, time in times.items() if PEERS[name].competes), default=None)
@@ -220,6 +288,7 @@ def make_rows(
             best_peer_ratio=None if best is None else best / times[name].seconds,
             check=checks.get(name),
             reused=name not in timings,
+            cold_ms=cold[name].seconds * 1e3 if name in cold else None,
         )
         for name in PEERS
         if name in times
