@@ -84,9 +84,12 @@ def measure_case(
             unavailable: dict[str, str] = {}
             built = _build([name for name in names if name not in kept_ms], case, unavailable, progress)
             checks = _check(built, case, images, progress)
-            plan = None
+            plan: dict[str, str] | None = None
+            predicted_us: float | None = None
             if EPICONV in built:
                 explained = explain_case(case)
+                if explained.predicted_ms is not None:
+                    predicted_us = explained.predicted_ms * 1e3
                 why = explained.why or dict(explained.refused).get("implicit_gemm", "")
                 plan = {"path": str(explained.path), "kernel": str(explained.kernel), "why": str(why)}
             timings, graph_replay = _time(built, case, unavailable, seconds, warm_up, progress)
@@ -122,6 +125,7 @@ def measure_case(
         rows=make_rows(timings, kept_ms, checks, problem, itemsize, floor, cold_timings),
         unavailable=unavailable,
         control=control,
+        predicted_us=predicted_us,
     )
 
 
