@@ -150,7 +150,7 @@ def test_a_prediction_is_told(core):
     core.predicted_us = 28.41
     plan = epiconv.explain(X, WEIGHT, algorithm="implicit_gemm")
     assert plan.predicted_ms == pytest.approx(0.02841)
-    assert "\npredicted  0.0284 ms on an H200\n" in str(plan)
+    assert "\npredicted 0.0284 ms on an H200\n" in str(plan)
     core.predicted_us = None
     plan = epiconv.explain(X[:1], WEIGHT, algorithm="implicit_gemm")
     assert plan.predicted_ms is None and "predicted" not in str(plan)

@@ -18,7 +18,7 @@ from epiconv.functional import wants_grad
 from epiconv.implicit_gemm import refuse
 from epiconv.program import bind_epilogue
 
-_LABEL_WIDTH: Final = 11
+_LABEL_WIDTH: Final = 10
 
 
 @dataclass(frozen=True)
