@@ -294,7 +294,8 @@ def test_one_command_measures_and_reports(tmp_path, capsys):
     assert main([*run, "--problems", "efficientnet-head,yolo-3x3-256", *out]) == 0
     first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     table = (tmp_path / "layers.md").read_text().split("\n\n")[-1]
-    assert column(table, "layer") == ["efficientnet-head", "yolo-3x3-256"]
+    # A layer slower than its best peer, which depends on this machine's moment, is in bold.
+    assert [name.strip("*") for name in column(table, "layer")] == ["efficientnet-head", "yolo-3x3-256"]
     assert all(float(time) > 0 for time in column(table, "epiconv"))
     assert f"wrote {readme}" in capsys.readouterr().out
     # The same from the file, as on a machine without the card.
