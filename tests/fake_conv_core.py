@@ -68,6 +68,16 @@ class Stream:
         self.core.log.append((self.handle, "waits for stream", other.handle))
 
 
+class Predicted:
+    """A time that no model gives."""
+
+    def __init__(self, us):
+        self.us = us
+
+    def __str__(self):
+        return f"{self.us} us (tensor {self.us}; limited by tensor)"
+
+
 class Plan:
     """Computes in float32 what the kernel computes."""
 
@@ -90,8 +100,8 @@ class Plan:
             rests = [p % s for p, s in zip(problem.padding_begin, problem.stride, strict=True)]
             self.weight_format += f"_transposed_{problem.stride}_{rests}"
         self.why_kernel, self.why_slower = "the stand-in takes everything", core.why_slower
+        self.predicted = Predicted(12.5)
         self.workspace_bytes = core.workspace_bytes
-        self.predicted_us = core.predicted_us
         self.packed_bytes = 4 * torch.Size(self.problem.weight).numel()
         self.is_empty = 0 in problem.output
         if self.is_empty:
@@ -161,7 +171,8 @@ class Core:
         refuse: from a plan the reason why it cannot run, or "".
         why_slower: what its plans say.
         capability: of the card.
-        workspace_bytes, predicted_us: of its plans.
+        workspace_bytes: of its plans.
+        predicted_us: of ways, by name, or why they do not take it.
         formats_differ: whether the weight's format depends on the input's alignment.
         stream: address of the current stream.
         capturing: whether a CUDA graph is being captured.
@@ -175,7 +186,7 @@ class Core:
         self.capability = (9, 0)
         self.formats_differ = False
         self.workspace_bytes = 0
-        self.predicted_us = None
+        self.predicted_us = {}
         self.stream = 1
         self.capturing = False
 
@@ -186,6 +197,9 @@ class Core:
         )
         self.plans.append(plan)
         return self.refuse(plan) or plan
+
+    def predict_conv_ways(self, *given):
+        return {way: us if isinstance(us, str) else Predicted(us) for way, us in self.predicted_us.items()}
 
 
 def install(monkeypatch):
@@ -201,6 +215,7 @@ def install(monkeypatch):
 
     patch = monkeypatch.setattr
     patch(_core, "make_conv_plan", core.make_conv_plan, raising=False)
+    patch(_core, "predict_conv_ways", core.predict_conv_ways, raising=False)
     patch(_core, "ConvProblem", Problem)
     patch(_core, "OperandLayout", Layout)
     patch(call, "why_not_on", lambda device: "")

@@ -8,14 +8,15 @@ CARD = Ceilings(4e12, "made up", {"tf32": 400e12, "bf16": 800e12})
 
 
 def made_up(
-    problem: str, ms: dict[str, float], half: str = "tuning", cold_ms: dict[str, float] | None = None, **words
-) -> CaseResult:
-    """A result with these times."""
+    problem: str, ms: dict[str, float], half: str = "tuning", cold_ms: dict[str, float] | None = None,
+    predicted_us: float | None = None, **words,
+) -> CaseResult:  # fmt: skip
+    """A result with these times, and a prediction for the library's."""
     rows = tuple(
         Row(
             peer=peer, ms=time, low_ms=time, high_ms=time, rounds=7, tflops=1.0, gbps=1.0, floor_percent=50.0,
             best_peer_ratio=None, check=Check(1e-7, None, True), reused=False,
-            cold_ms=(cold_ms or {}).get(peer),
+            cold_ms=(cold_ms or {}).get(peer), predicted_us=predicted_us if peer == "epiconv" else None,
         )
         for peer, time in ms.items()
     )  # fmt: skip

@@ -348,11 +348,11 @@ def test_case_result_numbers_and_json_schema():
     assert set(case) == {
         "problem", "name", "op", "input", "output", "program", "network", "half", "dtype", "layout", "math",
         "flops", "bytes", "floor_ms", "floor_by", "graph_replay", "input_sets", "error_images", "plan",
-        "rows", "unavailable", "control", "predicted_us", "ok", "best_path",
+        "rows", "unavailable", "control", "ok", "best_path",
     }  # fmt: skip
     assert set(case["rows"][0]) == {
         "peer", "ms", "low_ms", "high_ms", "rounds", "tflops", "gbps", "floor_percent", "best_peer_ratio",
-        "check", "reused", "cold_ms",
+        "check", "reused", "cold_ms", "predicted_us",
     }  # fmt: skip
     assert set(case["rows"][-1]["check"]) == {"max_error", "batch_difference", "ok"}
     assert case["plan"]["path"] == "cpu" and case["plan"]["why"] == "the tensors are on cpu"

@@ -63,9 +63,8 @@ def test_a_control_is_read_back_as_it_was():
 
 def test_a_result_from_before_cold_caches_and_predictions_is_read():
     values = FAST.as_json()
-    del values["predicted_us"]
     for row in values["rows"]:
-        del row["cold_ms"]
+        del row["cold_ms"], row["predicted_us"]
     assert CaseResult.from_json(values) == FAST
 
 

@@ -145,12 +145,18 @@ def test_explaining_allocates_next_to_nothing(cuda):
     assert torch.cuda.max_memory_allocated() == before
 
 
-def test_a_prediction_is_told(core):
-    """In milliseconds; without a model of the kernel there is no row of it."""
-    core.predicted_us = 28.41
+def test_predictions_are_told(core):
+    """That of the path, and those of all ways in milliseconds, the fastest first."""
+    core.predicted_us = {"sm80": 28.41, "sm90": "a reason", "cudnn+epilogue": 20.0}
     plan = epiconv.explain(X, WEIGHT, algorithm="implicit_gemm")
-    assert plan.predicted_ms == pytest.approx(0.02841)
-    assert "\npredicted 0.0284 ms on an H200\n" in str(plan)
-    core.predicted_us = None
-    plan = epiconv.explain(X[:1], WEIGHT, algorithm="implicit_gemm")
-    assert plan.predicted_ms is None and "predicted" not in str(plan)
+    assert plan.predicted_ms == 0.0125
+    assert plan.ways == (("cudnn+epilogue", 0.02), ("sm80", pytest.approx(0.02841)))
+    text = str(plan)
+    assert "\npredicted 12.5 us (tensor 12.5; limited by tensor) on an H200\n" in text
+    assert "\nways      cudnn+epilogue 0.0200 ms, sm80 0.0284 ms\n" in text
+
+
+def test_nothing_is_predicted_without_a_card():
+    plan = epiconv.explain(X, WEIGHT)
+    assert (plan.predicted_ms, plan.predicted, plan.ways) == (None, "", ())
+    assert "predicted" not in str(plan) and "ways" not in str(plan)

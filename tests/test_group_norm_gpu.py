@@ -12,6 +12,7 @@ from card_convolutions import (
     LAYOUTS,
     MATHS,
     convolution,
+    force,
     fused,
     in_layout,
     integers,
@@ -24,6 +25,12 @@ from epiconv import ops
 from epiconv.recipes import ConvAddMulSigmoidGroupNorm
 
 pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def only_kernels_made_for_the_card(monkeypatch):
+    force(monkeypatch, "sm90")
+
 
 HOLDS, RECOMPUTES, STORES = "_holding", "_recomputing", "_with_statistics, elementwise_cuda_"
 EITHER = ""  # 16-bit weights stay in shared memory, those of TF32 do not
@@ -166,7 +173,7 @@ def test_operands_of_images(cuda, name, layout):
     close(got, expected * of_images[1].double() + residual.double(), 1e-4)
 
 
-def test_a_value_from_before_the_norm(cuda):
+def test_a_value_from_before_the_norm(cuda, monkeypatch):
     """Where everything is computed anew it can be read; what was stored keeps the norm's input only."""
 
     def epilogue(y):
@@ -185,6 +192,7 @@ def test_a_value_from_before_the_norm(cuda):
     plan = epiconv.explain(x, weight, bias, **words)
     assert "reads a value from before it" in dict(plan.refused)["implicit_gemm"]
     # The portable kernel stores the products alone, and a pass does all the rest.
+    force(monkeypatch, "sm80")
     half = convolution(x, weight, bias, padding=1) * 0.5
     kernel = epiconv.explain(x, weight, bias, algorithm="implicit_gemm", **words).kernel
     assert kernel.startswith("fprop_sm80_tf32_") and "group_norm_cuda_" in kernel

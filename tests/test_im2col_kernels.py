@@ -141,7 +141,7 @@ def test_what_is_predicted(nvrtc):
 
     def predicted(batch, layout="channels_last", channels=256):
         conv = problem((batch, channels, 28, 28), (256, channels, 3, 3), **SAME)
-        return plan_of(replace(conv, input_layout=layout, output_layout=layout)).predicted_us
+        return plan_of(replace(conv, input_layout=layout, output_layout=layout)).predicted.us
 
     one, some, many = predicted(1), predicted(64), predicted(256)
     assert 3 < one < some < many
@@ -150,9 +150,6 @@ def test_what_is_predicted(nvrtc):
     flops = 2 * 256 * 28 * 28 * 256 * 256 * 9
     assert flops / 494.7e6 < many < 2 * flops / 494.7e6
     assert predicted(64, "contiguous") > some + 10
-    given = fuzz_conv.make(TILES["3x3"], torch.device("cpu"))
-    portable = fuzz_conv.plan_of(TILES["3x3"], given, "sm80", (8, 0))
-    assert portable.predicted_us is None
 
 
 NOT_TAKEN = {
@@ -161,7 +158,7 @@ NOT_TAKEN = {
     "not to be compiled": (
         ((9, 0), "never"),
         {},
-        "it is compiled for its plan, and nothing is to be compiled",
+        "nothing is to be compiled",
     ),
     "float32 products": (((9, 0), "always"), {"math": "ieee"}, "warpgroups have no products of float32"),
     "a late number": (

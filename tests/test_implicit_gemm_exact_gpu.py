@@ -9,12 +9,17 @@ import fuzz_conv
 import pytest
 import torch
 import torch.nn.functional as F
-from card_convolutions import LAYOUTS, MATHS, MODES, convolution, exactly, fused, in_layout, integers
+from card_convolutions import LAYOUTS, MATHS, MODES, convolution, exactly, force, fused, in_layout, integers
 from fake_conv_core import at_offset
 
 from epiconv import ops
 
 pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def only_kernels_made_for_the_card(monkeypatch):
+    force(monkeypatch, "sm90")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

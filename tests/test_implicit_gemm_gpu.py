@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
-from card_convolutions import LAYOUTS, MATHS, convolution, exactly, fused, integers
+from card_convolutions import LAYOUTS, MATHS, convolution, exactly, force, fused, integers
 from torch import nn
 
 import epiconv
@@ -16,6 +16,11 @@ from epiconv.convolution import round_to
 from epiconv.implicit_gemm import why_not_on
 
 pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def only_kernels_made_for_the_card(monkeypatch):
+    force(monkeypatch, "sm90")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -119,7 +124,8 @@ def test_relu_before_a_gate_has_a_kernel_of_its_own_in_tf32(layout, math, card):
     torch.testing.assert_close(got, expected.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-7)
 
 
-def test_auto_takes_it(card):
+def test_auto_takes_it(card, monkeypatch):
+    force(monkeypatch, "any")
     x, weight = torch.randn(2, 64, 30, 30, device=card), torch.randn(128, 64, 3, 3, device=card)
     assert epiconv.explain(x.half(), weight.half()).path == "implicit_gemm"
     before = torch.backends.cudnn.conv.fp32_precision
@@ -271,7 +277,8 @@ def test_another_device_than_the_current_one(two_cards):
     assert torch.cuda.current_device() == 0
 
 
-def test_under_compile_and_autocast(card):
+def test_under_compile_and_autocast(card, monkeypatch):
+    force(monkeypatch, "any")
     torch.manual_seed(0)
     conv = epiconv.nn.FusedConv2d.from_module(nn.Conv2d(8, 24, 3), nn.ReLU()).to(card)
     with torch.no_grad():

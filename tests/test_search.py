@@ -97,6 +97,17 @@ def test_what_is_said_of_it(core, measured):
     )
 
 
+def test_what_is_predicted_to_be_far_slower_is_not_measured(core, measured):
+    core.predicted_us = {"sm90": 30.0, "sm90_compiled": 10.0, "sm90_im2col": 20.1, search.TORCH: 99.0}
+    call()
+    assert measured == [(search.TORCH, "sm90_compiled", "sm80")]  # nothing is known of the last
+    assert explained().why.startswith(
+        "the fastest as measured: sm90_compiled 0.0100 ms, sm80 0.0200 ms, cudnn+epilogue 0.0400 ms; "
+        "predicted to be far slower: sm90_im2col, sm90; "
+    )
+    assert search.not_worth_measuring({}) == []
+
+
 def test_torchs_convolution_may_be_fastest(core, measured):
     measured.times = TIMES | {search.TORCH: 0.001}
     call()

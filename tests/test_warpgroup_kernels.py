@@ -76,7 +76,7 @@ NOT_TAKEN = {
     "not to be compiled": (
         ((9, 0), "never"),
         {},
-        "it is compiled for its plan, and nothing is to be compiled",
+        "nothing is to be compiled",
     ),
     "float32 products": (((9, 0), "always"), {"math": "ieee"}, "warpgroups have no products of float32"),
     "a late number": (

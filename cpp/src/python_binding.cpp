@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "ceilings.h"
 #include "epiconv/compiler.h"
 #include "epiconv/conv_plan.h"
 #include "epiconv/conv_problem.h"
@@ -248,13 +249,15 @@ Enum parse_word(const char* what, const std::string& word, const char* const (&w
   throw InvalidArgument(concat("there is no ", what, " '", word, "'"));
 }
 
-py::object make_conv_plan(const ConvProblem& conv, const std::string& math, const std::string& input_dtype,
-                          Extents input_strides, int input_alignment, const std::string& padding_mode,
-                          const Program& program, std::optional<OperandLayout> bias,
-                          std::vector<OperandLayout> operands, const std::string& output_dtype,
-                          Extents output_strides, const std::array<int, 2>& capability,
-                          const std::string& family, const std::string& compile, bool is_batch_invariant) {
-  const ConvPlanProblem problem{
+ConvPlanProblem make_conv_plan_problem(const ConvProblem& conv, const std::string& math,
+                                       const std::string& input_dtype, Extents input_strides,
+                                       int input_alignment, const std::string& padding_mode,
+                                       const Program& program, std::optional<OperandLayout> bias,
+                                       std::vector<OperandLayout> operands, const std::string& output_dtype,
+                                       Extents output_strides, const std::array<int, 2>& capability,
+                                       const std::string& family, const std::string& compile,
+                                       bool is_batch_invariant) {
+  return {
       conv,
       parse_word<ConvMath>("math", math, {"tf32", "bf16", "fp16", "ieee"}),
       parse_dtype(input_dtype),
@@ -271,6 +274,9 @@ py::object make_conv_plan(const ConvProblem& conv, const std::string& math, cons
                              {"any", "sm80", "sm90", "sm90_compiled", "sm90_im2col"}),
       parse_word<Compile>("word for what is compiled", compile, {"never", "if faster", "always"}),
       is_batch_invariant};
+}
+
+py::object make_conv_plan(const ConvPlanProblem& problem) {
   std::string why_not;
   std::optional<ConvPlan> plan;
   {
@@ -278,6 +284,34 @@ py::object make_conv_plan(const ConvProblem& conv, const std::string& math, cons
     plan = ConvPlan::make(problem, why_not);
   }
   return plan ? py::cast(std::move(*plan)) : py::object(py::str(why_not));
+}
+
+py::dict predict_conv_ways(const ConvPlanProblem& problem) {
+  std::vector<PredictedWay> ways;
+  {
+    const py::gil_scoped_release release;
+    ways = predict_ways(problem);
+  }
+  py::dict result;
+  for (const PredictedWay& way : ways) {
+    result[py::str(way.name)] = way.why_not.empty() ? py::cast(way.time) : py::object(py::str(way.why_not));
+  }
+  return result;
+}
+
+py::dict terms_of(const PredictedTime& time) {
+  py::dict terms;
+  for (std::size_t i = 0; i < kNumCeilings; ++i) {
+    const auto ceiling = static_cast<Ceiling>(i);
+    terms[py::str(std::string(name_of(ceiling)))] = time[ceiling];
+  }
+  return terms;
+}
+
+// A function of what `make_conv_plan_problem` takes.
+template <typename Result, typename... Arguments>
+auto of_arguments(Result (*function)(const ConvPlanProblem&), ConvPlanProblem (*make)(Arguments...)) {
+  return [=](Arguments... arguments) { return function(make(std::forward<Arguments>(arguments)...)); };
 }
 
 void pack_weights(const ConvPlan& plan, std::uintptr_t weight, const std::string& dtype, Extents strides,
@@ -304,25 +338,33 @@ void run_conv_plan(const ConvPlan& plan, std::uintptr_t input, std::uintptr_t pa
 }
 
 void bind_conv_plan(py::module_& module) {
+  module.attr("predicted_bytes_per_second") = kH200.bytes_per_us * 1e6;
+  py::class_<PredictedTime>(module, "PredictedTime")
+      .def_readonly("us", &PredictedTime::us)
+      .def_property_readonly("terms", &terms_of)
+      .def_property_readonly("limit",
+                             [](const PredictedTime& time) { return std::string(name_of(time.limit())); })
+      .def("__str__", &PredictedTime::text);
   py::class_<ConvPlan>(module, "ConvPlan")
       .def_property_readonly("kernel", &ConvPlan::kernel)
       .def_property_readonly("why_kernel", &ConvPlan::why_kernel)
-      .def_property_readonly("predicted_us",
-                             [](const ConvPlan& plan) -> std::optional<double> {
-                               const double us = plan.predicted_us();
-                               return us > 0 ? std::optional(us) : std::nullopt;
-                             })
       .def_property_readonly("why_slower", &ConvPlan::why_slower)
+      .def_property_readonly("predicted", &ConvPlan::predicted)
       .def_property_readonly("weight_format", &ConvPlan::weight_format)
       .def_property_readonly("packed_bytes", &ConvPlan::packed_bytes)
       .def_property_readonly("workspace_bytes", &ConvPlan::workspace_bytes)
       .def("pack", &pack_weights)
       .def("run", &run_conv_plan);
-  module.def("make_conv_plan", &make_conv_plan, py::arg("problem"), py::arg("math"), py::arg("input_dtype"),
-             py::arg("input_strides"), py::arg("input_alignment"), py::arg("padding_mode"),
-             py::arg("program"), py::arg("bias"), py::arg("operands"), py::arg("output_dtype"),
-             py::arg("output_strides"), py::arg("capability"), py::arg("family") = "any",
-             py::arg("compile") = "never", py::arg("is_batch_invariant") = false);
+  const auto define = [&](const char* name, auto* function) {
+    module.def(name, of_arguments(function, &make_conv_plan_problem), py::arg("problem"), py::arg("math"),
+               py::arg("input_dtype"), py::arg("input_strides"), py::arg("input_alignment"),
+               py::arg("padding_mode"), py::arg("program"), py::arg("bias"), py::arg("operands"),
+               py::arg("output_dtype"), py::arg("output_strides"), py::arg("capability"),
+               py::arg("family") = "any", py::arg("compile") = "never",
+               py::arg("is_batch_invariant") = false);
+  };
+  define("make_conv_plan", &make_conv_plan);
+  define("predict_conv_ways", &predict_conv_ways);
   module.def(
       "set_compiler",
       [](std::string library, std::string cache_directory) {

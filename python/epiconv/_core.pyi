@@ -113,6 +113,16 @@ class EpiloguePlan:
         """Addresses, and numbers for the operands that are numbers. On CUDA `device` is the current device;
         nothing is synchronised. On the CPU `threads` is the most threads to use."""
 
+predicted_bytes_per_second: Final[float]  # of memory, on the card that `PredictedTime` is of: an H200
+
+class PredictedTime:
+    """What a call is predicted to take on an H200 (docs/planner.md). Prints as
+    "28.4 us (tensor 21.0, L2 fill 25.1, DRAM 6.2, launch 0.5; limited by L2 fill)"."""
+
+    us: float
+    terms: dict[str, float]  # of each ceiling alone, by its name; most happen at the same time
+    limit: str  # the name of the largest term
+
 class ConvPlan:
     """A convolution with its epilogue in one kernel, for tensors of one form and input addresses of one
     alignment. Output, operands and bias may lie anywhere that suits their dtypes. The stride of a dimension
@@ -121,9 +131,9 @@ class ConvPlan:
     kernel: str  # "fprop_sm90_tf32_rows_f32_static", "dgrad_sm80_bf16_…"; "none" for an empty output
     why_kernel: str  # why it is this kernel and no other
     why_slower: str  # why a pass behind another convolution is faster, "" if it is not
+    predicted: PredictedTime  # with a kernel compiled for the plan, if it was to be compiled
     weight_format: str  # packed weights of one weight tensor serve every plan with the same format
     packed_bytes: int
-    predicted_us: float | None  # on an H200, by the planner's model; None where it has none of the kernel
     workspace_bytes: int  # of a run
     def pack(
         self,
@@ -167,6 +177,27 @@ def make_conv_plan(
     is_batch_invariant: bool = False,  # whether an image's bits are the same whatever the batch
 ) -> ConvPlan | str:
     """The plan, or why no kernel can run it: a sentence without a full stop."""
+
+def predict_conv_ways(
+    problem: ConvProblem,
+    math: str,
+    input_dtype: str,
+    input_strides: Sequence[int],
+    input_alignment: int,
+    padding_mode: str,
+    program: Program,
+    bias: OperandLayout | None,
+    operands: Sequence[OperandLayout],
+    output_dtype: str,
+    output_strides: Sequence[int],
+    capability: tuple[int, int],
+    family: str = "any",
+    compile: str = "never",
+) -> dict[str, PredictedTime | str]:
+    """What each family of kernels would take on an H200, or why it does not take the problem, and, as
+    "fallback", what another convolution with a pass behind it would. Arguments are those of `make_conv_plan`;
+    the family does not count. Nothing is compiled, and families whose kernels are always compiled are
+    predicted all the same. Empty where the output has no elements."""
 
 def set_compiler(library: str, cache_directory: str) -> None:
     """Where NVRTC is, "" for where the loader looks; it is loaded once. Where compiled kernels are kept, ""

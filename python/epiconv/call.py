@@ -91,13 +91,40 @@ class Call:
         given = [tensor for tensor in (input, weight, bias, *operands) if tensor is not None]
         if any(type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ for tensor in given):
             return "a tensor is of a subclass with rules of its own"  # and may have no memory
+        kernel = self._gemm(problem, input, weight, bias, operands)
+        return kernel.why_never(input) or kernel
+
+    def _gemm(
+        self,
+        problem: _core.ConvProblem,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        operands: Sequence[torch.Tensor],
+    ) -> ImplicitGemm:
         asked_for = self.arguments.algorithm == "implicit_gemm"
-        kernel = ImplicitGemm(
+        return ImplicitGemm(
             *(problem, input, weight, bias, operands, self.program, self.arguments),
             *(self.shape, self.dtype, self.memory_format),
             otherwise=self._refuse if asked_for else self._without_implicit_gemm(),
         )
-        return kernel.why_never(input) or kernel
+
+    def predict(
+        self,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        operands: Sequence[torch.Tensor],
+    ) -> "dict[str, _core.PredictedTime | str]":
+        """`ImplicitGemm.predict`, whatever the algorithm; nothing where there are no kernels for the device.
+
+        Args:
+            input, weight, bias, operands: tensors of the form it was prepared for.
+        """
+        if why_not_on(input.device) or input.dtype == torch.float64:
+            return {}
+        problem = conv_problem(input, weight, bias, self.arguments)
+        return self._gemm(problem, input, weight, bias, operands).predict(input)
 
     def implicit_gemm(self, input: torch.Tensor) -> "_core.ConvPlan | str":
         """The plan with which the kernel takes this input, or why it cannot.

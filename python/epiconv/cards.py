@@ -7,6 +7,8 @@ TF32 products make one of float32; without tensor cores these cards multiply at 
 from dataclasses import dataclass
 from typing import Final
 
+from epiconv import _core
+
 
 @dataclass(frozen=True)
 class Card:
@@ -59,7 +61,9 @@ _H100: Final = "NVIDIA H100 Tensor Core GPU datasheet, without sparsity"
 _A100: Final = "NVIDIA A100 Tensor Core GPU datasheet, without sparsity"
 
 CARDS: Final[dict[str, Card]] = {
-    "NVIDIA H200": Card(4.24e12, _rates(456, 936, 67), _H200 + "; fp64 from the datasheet"),
+    "NVIDIA H200": Card(
+        _core.predicted_bytes_per_second, _rates(456, 936, 67), _H200 + "; fp64 from the datasheet"
+    ),
     "NVIDIA H100 80GB HBM3": Card(3.35e12, _rates(494.5, 989.5, 67), _H100),
     "NVIDIA H100 NVL": Card(3.9e12, _rates(417.5, 835.5, 60), _H100),
     "NVIDIA H100 PCIe": Card(2.0e12, _rates(378, 756.5, 51), _H100),

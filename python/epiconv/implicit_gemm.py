@@ -135,6 +135,15 @@ class ImplicitGemm:
         operand_layouts = [operand_layout(operand) for operand in operands]
         wanted = (dtype_name(dtype), (output if batched is input else output.unsqueeze(0)).stride())
 
+        def core_arguments(
+            family: str, compile: str, math: str, alignment: int, batch_invariant: bool
+        ) -> tuple[Any, ...]:
+            return (
+                *(problem, math, *given, alignment, arguments.padding_mode, program.core),
+                *(bias_layout, operand_layouts, *wanted),
+                *(torch.cuda.get_device_capability(device), family, compile, batch_invariant),
+            )
+
         def make_plan(
             family: str, compile: str, math: str, alignment: int, batch_invariant: bool
         ) -> "_core.ConvPlan | str":
@@ -142,11 +151,10 @@ class ImplicitGemm:
                 compiler.prepare()
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
                 return _core.make_conv_plan(
-                    *(problem, math, *given, alignment, arguments.padding_mode, program.core),
-                    *(bias_layout, operand_layouts, *wanted),
-                    *(torch.cuda.get_device_capability(device), family, compile, batch_invariant),
+                    *core_arguments(family, compile, math, alignment, batch_invariant)
                 )
 
+        self._core_arguments = core_arguments
         self._make_plan = make_plan
         self._plans: dict[tuple[str, str, str, int, bool], _core.ConvPlan | str] = {}
         self._device = device
@@ -175,6 +183,22 @@ class ImplicitGemm:
         if found.fastest == search.TORCH:
             return f"{found.why()}; algorithm='implicit_gemm' runs a kernel of ours all the same"
         return self._plan_of(found.fastest, "always", self._math_of_now(), address(input))
+
+    def predict(self, input: torch.Tensor) -> "dict[str, _core.PredictedTime | str]":
+        """What each family would take for this input, with a kernel compiled for it if that is wanted now or
+        its only way, and torch's convolution with a pass behind it; or why it does not take it. By the model
+        of an H200, docs/planner.md.
+
+        Args:
+            input: of the form.
+        """
+        compile = "always" if compiler.is_wanted() else "never"
+        batch_invariant = are_batch_invariant_algorithms_enabled()
+        return _core.predict_conv_ways(
+            *self._core_arguments(
+                *("any", compile, self._math_of_now(), _alignment(address(input)), batch_invariant)
+            )
+        )
 
     def why(self, input: torch.Tensor) -> str:
         """What was measured or is to be, of the plan for this input, "" if rules have decided.
@@ -259,16 +283,23 @@ class ImplicitGemm:
         self,
         launch: Callable[["_core.ConvPlan"], Callable[[], object]],
         otherwise: Callable[[], object],
-        location: int,
+        input: torch.Tensor,
     ) -> search.Found:
         """Measures the families that take the call, and torch's convolution with a pass behind it."""
+        location = address(input)
+        predictions = self.predict(input).items()
+        predicted = {way: time.us for way, time in predictions if not isinstance(time, str)}
+        left_out = search.not_worth_measuring(predicted)
         ways: dict[str, Callable[[], object]] = {search.TORCH: otherwise}
         for family in _FAMILIES:
+            if family in left_out:
+                continue
             plan = self._plan_of(family, "always", self._math_of_now(), location)
             if not isinstance(plan, str):
                 ways[family] = launch(plan)
         with torch.no_grad():
-            return search.remember(self._search_key(location), search.measure(ways, self._device))
+            found = search.measure(ways, self._device)
+        return search.remember(self._search_key(location), found, left_out)
 
     def _prepare_run(
         self,
@@ -352,7 +383,7 @@ class ImplicitGemm:
                     self._search(
                         lambda plan: launch_of(plan, input, weight, bias, operands),
                         lambda: otherwise(input, weight, bias, operands, None),
-                        source,
+                        input,
                     )
                 found = prepare(self.plan(input), weight)
                 if not packed_weights.capturing():

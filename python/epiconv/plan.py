@@ -36,8 +36,11 @@ class Plan:
         kernel: name of the kernel, or of the pass, "none" where the result is empty; for path "torch" how
             many operations there are.
         why: for path "implicit_gemm" why this kernel and no other; else "".
-        predicted_ms: for path "implicit_gemm" what the planner's model of an H200 says, with a warm L2 cache;
-            None where there is no such model of the kernel, and for other paths.
+        predicted_ms: what this path takes by the model of an H200 in docs/planner.md, with a warm L2 cache;
+            None where nothing is predicted: not on a card, in float64, and where plain torch operations run.
+        predicted: the same with what each ceiling of the card would take alone, or "".
+        ways: (name, milliseconds) by that model of every family of kernels that takes the call, also where
+            its kernels are not compiled now, and of "cudnn+epilogue"; the least first.
         packing: for path "implicit_gemm" the format and size of the packed weight, and where it is kept;
             "" where none is, and for other paths.
         refused: (path, reason) of the paths that are not taken.
@@ -63,6 +66,8 @@ class Plan:
     kernel: str
     why: str
     predicted_ms: float | None
+    predicted: str
+    ways: tuple[tuple[str, float], ...]
     packing: str
     refused: tuple[tuple[str, str], ...]
     program: str
@@ -83,7 +88,8 @@ class Plan:
             ("path", f"{self.path}{by}"),
             ("kernel", self.kernel),
             *([("why", self.why)] if self.why else []),
-            *([("predicted", f"{self.predicted_ms:.4f} ms on an H200")] if self.predicted_ms else []),
+            *([("predicted", f"{self.predicted} on an H200")] if self.predicted else []),
+            *([("ways", ", ".join(f"{way} {ms:.4f} ms" for way, ms in self.ways))] if self.ways else []),
             *([("packing", self.packing)] if self.packing else []),
             *[("not", f"{path}: {reason}") for path, reason in self.refused],
             ("program", self.program or "(none)"),
@@ -155,11 +161,9 @@ def explain(
     if isinstance(gemm, str) and algorithm == "implicit_gemm":
         refuse(gemm)
     why = packing = ""
-    predicted_ms: float | None = None
     if not isinstance(gemm, str):
         path, kernel, packing = "implicit_gemm", gemm.kernel, _packing(gemm, weight)
         why = "; ".join(filter(None, (call.why_measured(input), gemm.why_kernel)))
-        predicted_ms = None if gemm.predicted_us is None else gemm.predicted_us * 1e-3
         moved = 0 if is_empty else least - _bytes([weight]) + gemm.packed_bytes
     elif why_torch:
         path, kernel, moved = "torch", _torch_operations(bias is not None, len(program.steps)), least
@@ -171,6 +175,9 @@ def explain(
         moved = _bytes([input, weight]) + _y_bytes(call, input) + planned.bytes_moved
     if path != "implicit_gemm" and are_batch_invariant_algorithms_enabled() and not is_empty:
         why = "batch-invariant algorithms are asked for: torch's convolution is called for each image alone"
+    predictions = {} if why_torch or is_empty else call.predict(input, weight, bias, operands)
+    times = {way: time for way, time in predictions.items() if not isinstance(time, str)}
+    predicted = times.get(path) if isinstance(gemm, str) else gemm.predicted
     math = _math(input, precision)
     floor_ms, floor_note = _floor(device, math, call.flops, least)
     return Plan(
@@ -178,7 +185,9 @@ def explain(
         convolution="" if path == "implicit_gemm" else _convolution(input, weight, call),
         kernel=kernel,
         why=why,
-        predicted_ms=predicted_ms,
+        predicted_ms=None if predicted is None else predicted.us * 1e-3,
+        predicted="" if predicted is None else str(predicted),
+        ways=tuple(sorted(((way, time.us * 1e-3) for way, time in times.items()), key=lambda item: item[1])),
         packing=packing,
         refused=_refused(device, path, why_torch, gemm),
         program=program.text,

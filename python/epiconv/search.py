@@ -3,13 +3,14 @@
 `torch.backends.cudnn.benchmark = True` says that shapes recur and that time may be spent on the first call of
 each: torch's cuDNN then tries its algorithms, and algorithm "auto" tries every family of kernels of ours that
 takes the call, compiled for it, and torch's convolution with a pass behind it, each a few times on the call's
-own tensors. The fastest runs from then on; `explain` says which it was, and how long each took. So the first
-call waits for the device, and takes memory for a result of each. While a CUDA graph is captured, and where
-torch is set to deterministic algorithms, nothing is measured, and rules decide as without the setting.
+own tensors; but none of ours that is predicted to take more than twice as long as another way. The fastest
+runs from then on; `explain` says which it was, and how long each took. So the first call waits for the
+device, and takes memory for a result of each. While a CUDA graph is captured, and where torch is set to
+deterministic algorithms, nothing is measured, and predictions decide as without the setting.
 """
 
 import statistics
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import torch
@@ -23,6 +24,9 @@ _ROUNDS: Final = 5
 _RUNS: Final = 3  # of each in a round
 _QUEUE_CYCLES: Final = 2_000_000  # for which the device is kept busy while the host issues the runs
 _MOST_KEPT: Final = 4096
+_MOST_OF_LEAST: Final = 2.0
+"""Of the least prediction. What was fastest on the benchmark's layers was never predicted to take more than
+1.4 times as long as another way."""
 
 
 class Found(NamedTuple):
@@ -31,10 +35,12 @@ class Found(NamedTuple):
     Attributes:
         fastest: the name of the way.
         milliseconds: of each way, by name.
+        left_out: the ways that were not measured, since others are predicted to be far faster.
     """
 
     fastest: str
     milliseconds: dict[str, float]
+    left_out: tuple[str, ...] = ()
 
     def why(self) -> str:
         """A sentence without a full stop.
@@ -44,7 +50,10 @@ class Found(NamedTuple):
             'the fastest as measured: sm80 0.0200 ms, sm90 0.0310 ms'
         """
         in_order = sorted(self.milliseconds.items(), key=lambda item: item[1])
-        return "the fastest as measured: " + ", ".join(f"{name} {ms:.4f} ms" for name, ms in in_order)
+        times = ", ".join(f"{name} {ms:.4f} ms" for name, ms in in_order)
+        if not self.left_out:
+            return f"the fastest as measured: {times}"
+        return f"the fastest as measured: {times}; predicted to be far slower: {', '.join(self.left_out)}"
 
 
 _found: Final[dict[Hashable, Found]] = {}
@@ -74,18 +83,35 @@ def remembered(key: Hashable) -> Found | None:
     return _found.get(key)
 
 
-def remember(key: Hashable, milliseconds: Mapping[str, float]) -> Found:
+def not_worth_measuring(predicted: Mapping[str, float]) -> list[str]:
+    """The ways of ours that are not the fastest, as far as predictions can be trusted; the fastest first.
+
+    Args:
+        predicted: times by the names of the ways, in any unit.
+
+    Example:
+        >>> not_worth_measuring({"sm90_im2col": 41.0, "sm80": 20.0, "sm90": 31.0})
+        ['sm90_im2col']
+    """
+    most = _MOST_OF_LEAST * min(predicted.values(), default=0.0)
+    slow = [name for name, time in predicted.items() if time > most and name != TORCH]
+    return sorted(slow, key=lambda name: predicted[name])
+
+
+def remember(key: Hashable, milliseconds: Mapping[str, float], left_out: Sequence[str] = ()) -> Found:
     """Keeps what was measured for later calls of the process; of very many the oldest are forgotten.
 
     Args:
         key: says all that the times depend on.
         milliseconds: by the names of the ways, at least one.
+        left_out: ways that were not measured.
 
     Example:
         >>> remember("a", {"sm80": 0.02, "sm90": 0.031}).fastest
         'sm80'
     """
-    found = Found(min(milliseconds, key=lambda name: milliseconds[name]), dict(milliseconds))
+    fastest = min(milliseconds, key=lambda name: milliseconds[name])
+    found = Found(fastest, dict(milliseconds), tuple(left_out))
     while len(_found) >= _MOST_KEPT:
         _found.pop(next(iter(_found)), None)
     _found[key] = found

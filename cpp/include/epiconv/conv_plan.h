@@ -14,6 +14,7 @@
 #include "epiconv/conv_types.h"
 #include "epiconv/epilogue_plan.h"
 #include "epiconv/export.h"
+#include "epiconv/predicted_time.h"
 
 namespace epiconv {
 
@@ -94,9 +95,8 @@ class EPICONV_API ConvPlan {
   const std::string& why_kernel() const;
   // Why a pass behind another convolution is faster, "" if it is not.
   const std::string& why_slower() const;
-  // Microseconds that it takes on an H200, as a model of what limits the kernel has them; 0 where there is
-  // no such model of the kernel.
-  double predicted_us() const;
+  // What it takes on an H200.
+  const PredictedTime& predicted() const;
   std::size_t workspace_bytes() const;
   // Weights packed for one plan serve every plan with the same format.
   const std::string& weight_format() const;
@@ -111,6 +111,16 @@ class EPICONV_API ConvPlan {
   explicit ConvPlan(std::unique_ptr<const State> state);
   std::unique_ptr<const State> state_;
 };
+
+// A family of kernels, or torch's convolution with a pass behind it.
+struct PredictedWay {
+  std::string name;     // as EPICONV_KERNELS has it, or "cudnn+epilogue"
+  std::string why_not;  // it takes the problem, "" if it does
+  PredictedTime time;
+};
+// What all of them would take on an H200, whichever is asked for, and also if it would have to be compiled
+// for that. Nothing is compiled.
+EPICONV_API std::vector<PredictedWay> predict_ways(const ConvPlanProblem& problem);
 
 // Why this build has no convolution kernels for a card, "" if it has.
 EPICONV_API std::string why_no_conv_kernels(const ComputeCapability& card);

@@ -16,13 +16,14 @@ class ConvEngine {
  public:
   virtual ~ConvEngine() = default;
 
+  // What it takes on an H200, with a kernel compiled for it if the problem allows that.
+  virtual const PredictedTime& predicted() const = 0;
+  // Makes it ready: "", or why it cannot be. Only its prediction may be asked for before. `compiles`: a
+  // kernel is compiled for it, if its family has others, too.
+  virtual std::string finish(const ConvPlanProblem& problem, bool compiles) = 0;
   virtual const std::string& kernel() const = 0;
   // Why no kernel was compiled for it, "" if one was, or none was to be.
   virtual std::string why_interpreted() const { return ""; }
-  // Why a pass behind another convolution is faster, "" if it is not.
-  virtual std::string why_slower() const = 0;
-  // Microseconds on an H200, as a model of what limits the kernel has them; 0 where there is no such model.
-  virtual double predicted_us() const { return 0; }
   virtual std::size_t workspace_bytes() const = 0;
   virtual const std::string& weight_format() const = 0;
   virtual std::size_t packed_bytes() const = 0;
@@ -32,15 +33,13 @@ class ConvEngine {
 };
 
 // nullptr, with a sentence in `why_not`, where the family does not take the problem. The problem has been
-// checked, and its output has elements.
-std::unique_ptr<const ConvEngine> make_sm80_engine(const ConvPlanProblem& problem, std::string& why_not);
+// checked, and its output has elements. Nothing is compiled yet.
+std::unique_ptr<ConvEngine> plan_sm80_engine(const ConvPlanProblem& problem, std::string& why_not);
 // The portable convolution compiled for the plan, with products of warpgroups.
-std::unique_ptr<const ConvEngine> make_sm90_compiled_engine(const ConvPlanProblem& problem,
-                                                            std::string& why_not);
+std::unique_ptr<ConvEngine> plan_sm90_compiled_engine(const ConvPlanProblem& problem, std::string& why_not);
 // The same, of what the copy engine brings.
-std::unique_ptr<const ConvEngine> make_sm90_im2col_engine(const ConvPlanProblem& problem,
-                                                          std::string& why_not);
-std::unique_ptr<const ConvEngine> make_sm90_engine(const ConvPlanProblem& problem, std::string& why_not);
+std::unique_ptr<ConvEngine> plan_sm90_im2col_engine(const ConvPlanProblem& problem, std::string& why_not);
+std::unique_ptr<ConvEngine> plan_sm90_engine(const ConvPlanProblem& problem, std::string& why_not);
 
 // The program behind a convolution that has stored what it computes, without bias, in float32.
 inline EpilogueProblem pass_behind(const ConvPlanProblem& given, const Extents& stored_strides) {

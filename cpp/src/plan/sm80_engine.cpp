@@ -10,6 +10,7 @@
 #include "epiconv/compiler.h"
 #include "epiconv/error.h"
 #include "plan/conv_engine.h"
+#include "plan/cost_model.h"
 #include "plan/operand_strides.h"
 #include "plan/pass_plan.h"
 #include "sm80/implicit_conv.h"
@@ -126,7 +127,10 @@ sm80::GeometryProblem geometry_problem(const ConvPlanProblem& problem,
   result.is_im2col = kind == Kind::kIm2col;
   // Sums of warpgroups wait in shared memory, and leave registers for more loads of operands at once.
   result.chunk_sums = sm80::chunk_sums(planned.program) * (kind == Kind::kWarpgroups ? 2 : 1);
-  if (kind == Kind::kIm2col) result.chunk_sums = 16;
+  if (kind == Kind::kIm2col) {
+    result.chunk_sums = 16;
+    result.output_clocks = compiled_clocks(problem, planned.staged_operand >= 0);
+  }
   for (int i = 0; i < kNumOperandPlaces; ++i) {
     const bool is_read = planned.program.reads(i);
     result.filter_operands += is_read && sm80::is_of_filters(planned.operands[i]) ? 1 : 0;
@@ -145,15 +149,7 @@ class Sm80Engine final : public ConvEngine {
  public:
   const std::string& kernel() const override { return name_; }
   std::string why_interpreted() const override { return conv_->why_interpreted(); }
-  // As measured on an H200 (docs/sm80-convolution.md). Of float32 products, groups, and programs in two parts
-  // too little is known.
-  std::string why_slower() const override {
-    const bool is_known =
-        division_ == Division::kNone && problem_.math != ConvMath::kIeee && problem_.geometry.groups == 1;
-    if (is_known && (is_compiled_ ? is_fast_compiled() : is_fast_interpreted())) return "";
-    return "torch's convolution with a pass behind it is faster than the portable kernel for such problems";
-  }
-  double predicted_us() const override { return predicted_us_; }
+  const PredictedTime& predicted() const override { return predicted_; }
   std::size_t workspace_bytes() const override {
     return conv_->workspace_bytes() + intermediate_bytes_ + pass_bytes();
   }
@@ -162,34 +158,13 @@ class Sm80Engine final : public ConvEngine {
   void pack(const WeightSource& weight, void* packed, int device, void* stream) const override;
   void run(const PassPointers& pointers, const void* weights, int device, void* stream) const override;
 
+  // "" or why it cannot be.
   std::string plan(const ConvPlanProblem& given, Kind kind);
+  std::string finish(const ConvPlanProblem& given, bool compiles) override;
 
  private:
-  static constexpr std::int32_t kFewChannels = 8;  // which fill no row of what other kernels multiply
-
-  // Also where two column phases are stored together, unless channels are many.
-  bool is_fast_interpreted() const {
-    const sm80::Geometry& g = problem_.geometry;
-    return g.channels <= (g.interleave > 1 ? 128 : g.transposed ? 0 : kFewChannels);
-  }
-  // Where memory and epilogue take as long as the products: few channels, or a short gemm_k; or transposed
-  // with a stride of 2 (and of 1 in some dimensions), unless channels are many.
-  bool is_fast_compiled() const {
-    const sm80::Geometry& g = problem_.geometry;
-    if (g.transposed) {
-      const std::int32_t most = *std::max_element(g.phases, g.phases + kDims);
-      return most == 2 && g.channels <= 128;
-    }
-    const std::int64_t gemm_k = std::int64_t{g.channels} * g.taps[0] * g.taps[1] * g.taps[2];
-    const bool is_wide = g.element_bytes == 4, is_best_of_torch = is_wide && problem_.in_pieces;
-    return g.channels <= kFewChannels ||
-           (g.channels <= (is_best_of_torch ? 32 : 64) && gemm_k <= (is_wide ? 512 : 576));
-  }
-
   std::string why_no_warpgroups(const ConvPlanProblem& given) const {
     if (given.card.major != 9 || given.card.minor != 0) return "compute capability 9.0 only";
-    if (given.compile == Compile::kNever) return "it is compiled for its plan, and nothing is to be compiled";
-    if (std::string why = why_no_compiler(); !why.empty()) return why;
     if (given.math == ConvMath::kIeee) return "warpgroups have no products of float32";
     if (!problem_.program.late_numbers.empty()) return "an operand is a number known only when it runs";
     return "";
@@ -276,18 +251,42 @@ class Sm80Engine final : public ConvEngine {
     }
   }
 
+  PredictedTime predict(const ConvPlanProblem& given, const PlannedClocks& clocks) const {
+    // As measured: of an output and a step, of all warps.
+    constexpr double kOutputInstructions = 10, kStepInstructions = 12, kInterpretedOfClock = 51;
+    const KernelKind kind = !problem_.geometry.has_warpgroups ? KernelKind::kPortable
+                            : problem_.geometry.is_im2col     ? KernelKind::kIm2col
+                            : problem_.in_pieces              ? KernelKind::kInPieces
+                                                              : KernelKind::kGathered;
+    KernelDemand demand{kind, clocks};
+    demand.copies_input = problem_.turns_input;
+    if (!problem_.geometry.has_warpgroups && !is_compiled_) {
+      const auto steps = static_cast<double>(problem_.program.steps.size());
+      demand.program_clocks = (kOutputInstructions + steps * kStepInstructions) / kInterpretedOfClock;
+    } else if (!problem_.geometry.is_im2col && division_ != Division::kBareProducts) {
+      demand.program_clocks = compiled_clocks(given, false);
+    }
+    if (division_ == Division::kNone) return predict_kernel(given, demand);
+    // float32 is stored, and read by the pass; of a GroupNorm without statistics twice.
+    const bool reads_twice =
+        division_ == Division::kBareProducts && given.program.group_norm_statement() >= 0;
+    demand.stored_bytes = sizeof(float);
+    demand.pass_bytes = sizeof(float) * (reads_twice ? 2 : 1) + dtype_size(given.output_dtype);
+    return predict_kernel(given, demand);
+  }
+
   std::size_t pass_bytes() const {
     if (division_ == Division::kAtNorm) return tables_bytes_;
     return pass_ == nullptr ? 0 : pass_->workspace_bytes();
   }
 
   sm80::ImplicitConvProblem problem_;
+  PredictedTime predicted_;
   bool is_compiled_ = false;  // or would be, if it were worth a kernel
   Division division_ = Division::kNone;
   std::unique_ptr<const sm80::ImplicitConv> conv_;
   std::unique_ptr<const CudaPass> pass_;  // over what `conv_` has stored, or nullptr
   GroupNormShape norm_;
-  double predicted_us_ = 0;
   std::size_t intermediate_bytes_ = 0;  // of what is stored, where it is not in the output
   std::size_t tables_bytes_ = 0;
   std::string name_, format_;
@@ -295,7 +294,6 @@ class Sm80Engine final : public ConvEngine {
 
 std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
-// "" or why it cannot be.
 std::string Sm80Engine::plan(const ConvPlanProblem& given, Kind kind) {
   const bool has_warpgroups = kind != Kind::kPortable;
   LoweringOptions options;
@@ -332,6 +330,7 @@ std::string Sm80Engine::plan(const ConvPlanProblem& given, Kind kind) {
   if (kind == Kind::kIm2col) problem_.staged_operand = operand_like_output(problem_);
   std::string why_not = has_warpgroups ? why_no_warpgroups(given) : "";
   if (why_not.empty() && kind == Kind::kIm2col) why_not = set_turn(given);
+  PlannedClocks clocks;
   if (why_not.empty()) {
     sm80::GeometryProblem geometry = geometry_problem(given, problem_, kind);
     if (problem_.turns_input) {
@@ -342,16 +341,19 @@ std::string Sm80Engine::plan(const ConvPlanProblem& given, Kind kind) {
       geometry.stores_lines = has_lines(problem_.output, 1 + kDims);
     }
     why_not = sm80::plan_geometry(geometry, problem_.geometry);
-    const bool is_predicted = why_not.empty() && kind == Kind::kIm2col && division_ == Division::kNone;
-    if (is_predicted) predicted_us_ = sm80::predict_im2col(geometry, problem_.geometry);
+    if (why_not.empty()) clocks = sm80::planned_clocks(geometry, problem_.geometry);
     problem_.turns_input = problem_.turns_input && !problem_.geometry.im2col_lines;
   }
   if (!why_not.empty()) return why_not;
   is_compiled_ =
       given.compile != Compile::kNever && problem_.program.late_numbers.empty() && why_no_compiler().empty();
-  const bool compiles = has_warpgroups || given.compile == Compile::kAlways ||
-                        (given.compile == Compile::kIfFaster && why_slower().empty());
-  problem_.compiled_for = compiles ? given.card.major * 10 + given.card.minor : 0;
+  predicted_ = predict(given, clocks);
+  return "";
+}
+
+std::string Sm80Engine::finish(const ConvPlanProblem& given, bool compiles) {
+  const bool has_warpgroups = problem_.geometry.has_warpgroups;
+  problem_.compiled_for = compiles || has_warpgroups ? given.card.major * 10 + given.card.minor : 0;
   conv_ = std::make_unique<const sm80::ImplicitConv>(problem_);
   if (has_warpgroups && !conv_->why_interpreted().empty()) return conv_->why_interpreted();
   name_ = conv_->kernel();
@@ -359,6 +361,7 @@ std::string Sm80Engine::plan(const ConvPlanProblem& given, Kind kind) {
     if (given.output_dtype != DType::kFloat32) intermediate_bytes_ = aligned(stored_bytes(given));
     const EpilogueProblem behind = pass_behind(given, given.output_strides);
     const Pass whole = make_pass(behind);
+    const bool has_norm = whole.program.has_group_norm;
     if (division_ == Division::kAtNorm) {
       norm_ = whole.norm;
       tables_bytes_ = static_cast<std::size_t>(3 * norm_.samples * norm_.channels) * sizeof(float);
@@ -414,8 +417,7 @@ void Sm80Engine::run(const PassPointers& given, const void* weights, int device,
 
 namespace {
 
-std::unique_ptr<const ConvEngine> make_engine(const ConvPlanProblem& problem, Kind kind,
-                                              std::string& why_not) {
+std::unique_ptr<ConvEngine> plan_engine(const ConvPlanProblem& problem, Kind kind, std::string& why_not) {
   if (problem.conv.transposed() && problem.padding_mode != PaddingMode::kZeros) {
     why_not = "the padding of a transposed convolution crops its output: there is nothing around the input";
     return nullptr;
@@ -428,18 +430,16 @@ std::unique_ptr<const ConvEngine> make_engine(const ConvPlanProblem& problem, Ki
 
 }  // namespace
 
-std::unique_ptr<const ConvEngine> make_sm80_engine(const ConvPlanProblem& problem, std::string& why_not) {
-  return make_engine(problem, Kind::kPortable, why_not);
+std::unique_ptr<ConvEngine> plan_sm80_engine(const ConvPlanProblem& problem, std::string& why_not) {
+  return plan_engine(problem, Kind::kPortable, why_not);
 }
 
-std::unique_ptr<const ConvEngine> make_sm90_compiled_engine(const ConvPlanProblem& problem,
-                                                            std::string& why_not) {
-  return make_engine(problem, Kind::kWarpgroups, why_not);
+std::unique_ptr<ConvEngine> plan_sm90_compiled_engine(const ConvPlanProblem& problem, std::string& why_not) {
+  return plan_engine(problem, Kind::kWarpgroups, why_not);
 }
 
-std::unique_ptr<const ConvEngine> make_sm90_im2col_engine(const ConvPlanProblem& problem,
-                                                          std::string& why_not) {
-  return make_engine(problem, Kind::kIm2col, why_not);
+std::unique_ptr<ConvEngine> plan_sm90_im2col_engine(const ConvPlanProblem& problem, std::string& why_not) {
+  return plan_engine(problem, Kind::kIm2col, why_not);
 }
 
 }  // namespace epiconv

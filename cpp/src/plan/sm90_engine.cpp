@@ -7,6 +7,7 @@
 #include "elementwise/epilogue_pass.h"
 #include "epiconv/error.h"
 #include "plan/conv_engine.h"
+#include "plan/cost_model.h"
 #include "plan/operand_strides.h"
 #include "plan/pass_plan.h"
 #include "sm90/halo_conv.h"
@@ -194,11 +195,9 @@ sm90::NormPlan norm_plan(const sm90::HaloPlan& plan, bool restarts) {
 class Sm90Engine final : public ConvEngine {
  public:
   const std::string& kernel() const override { return kernel_name; }
-  std::string why_slower() const override {
-    if (conv->hides_epilogue()) return "";
-    return "the kernel's interpreter would take longer over this epilogue than a pass behind another "
-           "convolution";
-  }
+  // Nothing is compiled for it.
+  std::string finish(const ConvPlanProblem&, bool) override { return ""; }
+  const PredictedTime& predicted() const override { return prediction; }
   std::size_t workspace_bytes() const override { return conv->workspace_bytes() + intermediate_bytes; }
   const std::string& weight_format() const override { return format; }
   std::size_t packed_bytes() const override {
@@ -212,6 +211,7 @@ class Sm90Engine final : public ConvEngine {
   std::unique_ptr<const sm90::HaloConv> conv;
   std::unique_ptr<const CudaPass> normalise;  // of what `conv` has stored, or nullptr
   std::size_t intermediate_bytes = 0;         // of that, where it is not the output
+  PredictedTime prediction;
   std::string kernel_name;
   std::string format;
 };
@@ -236,6 +236,21 @@ void Sm90Engine::run(const PassPointers& pointers, const void* weights, int devi
   normalise->launch(addresses, device, stream);
 }
 
+PredictedTime predict(const ConvPlanProblem& problem, const sm90::HaloConvProblem& conv,
+                      const sm90::HaloPlan& plan, double interpreter_clocks) {
+  KernelDemand demand{KernelKind::kHalo, plan.clocks};
+  // Of a norm in the kernel: its statistics, and waiting for those of an image.
+  constexpr double kOfNorm = 0.54;
+  demand.program_clocks = interpreter_clocks + (in_one_kernel(conv.norm_plan) ? kOfNorm : 0.0);
+  if (conv.norm_plan == sm90::NormPlan::kOfStored) {
+    demand.stored_bytes = sizeof(float);
+    demand.pass_bytes = static_cast<int>(sizeof(float)) + dtype_size(problem.output_dtype);
+  } else if (conv.norm_plan == sm90::NormPlan::kRecompute) {
+    demand.clocks.all += plan.statistics_clocks / kH200.multiprocessors;
+  }
+  return predict_kernel(problem, demand);
+}
+
 std::string why_not_on(const ComputeCapability& card) {
   constexpr std::string_view kArchitectures = EPICONV_CUDA_ARCHITECTURES_STRING;
   if (kArchitectures.find("sm_90a") == std::string_view::npos) {
@@ -250,7 +265,7 @@ std::string why_not_on(const ComputeCapability& card) {
 
 }  // namespace
 
-std::unique_ptr<const ConvEngine> make_sm90_engine(const ConvPlanProblem& given, std::string& why_not) {
+std::unique_ptr<ConvEngine> plan_sm90_engine(const ConvPlanProblem& given, std::string& why_not) {
   why_not = why_not_on(given.card);
   if (why_not.empty()) why_not = why_not_this_convolution(given);
   if (!why_not.empty()) return nullptr;
@@ -332,6 +347,8 @@ std::unique_ptr<const ConvEngine> make_sm90_engine(const ConvPlanProblem& given,
     if (given.output_dtype != DType::kFloat32) engine->intermediate_bytes = stored_bytes(given);
     engine->kernel_name += concat("_with_statistics, elementwise_cuda_", engine->normalise->kernel());
   }
+  engine->prediction =
+      predict(given, conv, planned.plan, engine->conv->interpreter_clocks(special_functions(given.program)));
   return engine;
 }
 

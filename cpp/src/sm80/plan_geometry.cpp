@@ -6,13 +6,14 @@
 #include <limits>
 #include <span>
 
+#include "sm80/box_clocks.h"
+#include "sm80/im2col_clocks.h"
+
 namespace epiconv::sm80 {
 namespace {
 
 // Blocks that keep a large card busy: two on each of its multiprocessors.
 constexpr std::int64_t kBusyBlocks = 2 * 132;
-constexpr std::int32_t kMostSplits = 32;
-constexpr std::int32_t kLeastSplitSteps = 4;  // fewer cost more in partial sums than they save
 constexpr std::int64_t kMostInt = std::numeric_limits<std::int32_t>::max();
 constexpr std::int64_t kMostExtent = kMostInt / 4;  // sums of three of them fit
 
@@ -118,7 +119,7 @@ class BoxPlanner {
           for (const int boxes : {2, 3, 4}) {
             if (boxes > 2 && !p_.has_warpgroups) break;
             if (pieces > total_pieces_ || !set_boxes(pieces, boxes)) break;
-            const double all = p_.has_warpgroups ? warpgroup_cost() : cost();
+            const double all = (p_.has_warpgroups ? warpgroup_clocks(p_, g_) : portable_clocks(p_, g_)).all;
             if (least == 0 || all < least) {
               least = all;
               best = g_;
@@ -250,7 +251,7 @@ class BoxPlanner {
       set(g_.patches[d], g_.is_linear ? 1 : up(extent, g_.patch(d)));
     }
     if (g_.is_linear) set(g_.patches[0], up(p_.batch * g_.image_positions(), g_.tile_positions));
-    const double tiles = position_tiles();
+    const double tiles = tiles_of_positions(g_);
     const std::int64_t passes = g_.all_phases() / g_.interleave;
     const bool many = tiles * g_.filter_tiles.divisor * g_.groups >= kBusyBlocks;
     const bool goes_through =
@@ -258,105 +259,6 @@ class BoxPlanner {
     g_.block_phases = g_.interleave * static_cast<std::int32_t>(goes_through ? passes : 1);
     set(g_.tile_phases, g_.all_phases() / g_.block_phases);
     return SharedLayout::of(g_, p_.takes_statistics).bytes <= most_shared_bytes(g_);
-  }
-
-  double position_tiles() const {
-    double tiles = 1;
-    for (const Divisor& patches : g_.patches) tiles *= patches.divisor;
-    return tiles;
-  }
-
-  // Clocks of a multiprocessor for a position tile of all phases, times the tiles. By the port of shared
-  // memory half a step of 128 x 128 takes 500 clocks; a piece of input about a clock where it is gathered.
-  double cost() const {
-    const double phases = g_.all_phases();
-    double taps = 1, other_taps = 1;
-    for (int d = 0; d < kDims; ++d) {
-      taps *= static_cast<double>(p_.taps[d]);
-      other_taps *= g_.joined[d] ? 1.0 : static_cast<double>(p_.taps[d]) / g_.phases[d];
-    }
-    const double units = phases * other_taps * g_.channel_blocks;
-    // Half a step that is empty is not multiplied.
-    constexpr int kHalf = kStepPieces / 2;
-    double halves = taps * static_cast<double>(total_pieces_) / kHalf + 0.4 * units;
-    if (!g_.transposed) {
-      std::int64_t joined = 1;
-      for (int d = 0; d < kDims; ++d) joined *= g_.joined[d] ? p_.taps[d] : 1;
-      halves = other_taps * static_cast<double>((g_.channel_blocks - 1) * up(joined * g_.pieces(0), kHalf) +
-                                                up(joined * g_.last_pieces, kHalf));
-    }
-    const std::int32_t width = g_.patch(3);
-    const double sums = static_cast<double>(g_.tile_positions) * g_.tile_filters / (128 * 128);
-    // Positions of fewer than eight pixels side by side lie in the same banks.
-    const double conflicts = width * g_.box_advance[2] % 8 == 0 && g_.box_advance[2] % 2 == 1 ? 1.0 : 1.3;
-    double clocks = halves * (g_.tile_filters == 16 ? 800 : 500) * sums * conflicts + units * 150;
-    // The L2 cache gives a multiprocessor 24 bytes in a clock: weights, and boxes.
-    const double step_bytes = g_.tile_filters * kStepBytes / 2.0;
-    double bytes = halves * step_bytes;
-    const bool loads_once = g_.is_resident && g_.block_phases == g_.all_phases();
-    const double loads = loads_once ? 1.0 : units / g_.channel_blocks;
-    const double box_pieces = loads * g_.box_pixels * static_cast<double>(total_pieces_);
-    clocks += box_pieces * (p_.in_pieces ? 0.3 : 1.0);
-    bytes += box_pieces * kPieceBytes;
-    clocks = std::max(clocks, bytes / 24) + 3000;  // those of a tile's begin and end
-    clocks += (g_.pixel_tables == 1 ? phases / g_.block_phases : units) * g_.box_pixels;
-    if (!p_.words_are_filters) {
-      const double outputs = phases * g_.tile_positions * g_.tile_filters / 32;
-      const double row = width * (p_.stores_columns ? g_.interleave : 1);
-      clocks += outputs * (row < 4 ? 30 : row < 16 ? 32 / row : 0);
-    }
-    // Two blocks share a multiprocessor, instead of three.
-    if (SharedLayout::of(g_, p_.takes_statistics).bytes > 74 * 1024) clocks *= 1.15;
-    return clocks * position_tiles() * g_.filter_tiles.divisor;
-  }
-
-  // Clocks of the card. Two blocks share a multiprocessor and hide each other's waiting; where there are
-  // fewer, gemm_k is split.
-  double warpgroup_cost() const {
-    const double phases = g_.all_phases();
-    double taps = 1, other_taps = 1;
-    for (int d = 0; d < kDims; ++d) {
-      taps *= static_cast<double>(p_.taps[d]);
-      other_taps *= g_.joined[d] ? 1.0 : static_cast<double>(p_.taps[d]) / g_.phases[d];
-    }
-    const double units = phases * other_taps * g_.channel_blocks;
-    const double steps = taps * static_cast<double>(total_pieces_) / kStepPieces + 0.4 * units;
-    // A product of 64 positions and 32 bytes of gemm_k takes so long.
-    const double product = g_.tile_filters == 128 ? 64 : g_.tile_filters == 64 ? 38 : 26;
-    const double of_step = 4.0 * g_.tile_positions / 64 * product + 200;
-    // A box comes as many units ahead as there are others, each of them beside one of another block.
-    const double ahead = 2 * of_step * steps / units * (g_.boxes - 1);
-    double clocks = steps * of_step + units * (120 + (g_.is_resident ? 0 : std::max(0.0, 1200 - ahead)));
-    const bool loads_once = g_.is_resident && g_.block_phases == g_.all_phases();
-    const double loads = loads_once ? 1.0 : units / g_.channel_blocks;
-    const double box_pieces = loads * g_.box_pixels * static_cast<double>(total_pieces_);
-    const double bytes = steps * g_.step_bytes() + box_pieces * kPieceBytes;
-    clocks = std::max({clocks, bytes / 28, box_pieces * (p_.in_pieces ? 0.2 : 0.7)});
-    const double outputs = static_cast<double>(g_.tile_positions) * g_.tile_filters * g_.block_phases;
-    clocks += phases / g_.block_phases * outputs / 12 +
-              (g_.pixel_tables == 1 ? phases / g_.block_phases : units) * g_.box_pixels / 4.0;
-    if (!p_.words_are_filters) {
-      const double of_image = g_.image_positions() % 4 == 0 ? 16.0 : 8.0;  // else words are not aligned
-      const double row = g_.is_linear ? of_image : g_.patch(3) * (p_.stores_columns ? g_.interleave : 1);
-      clocks += phases / g_.block_phases * outputs / 32 * (row < 4 ? 30 : row < 16 ? 32 / row : 0);
-    }
-    // A multiprocessor goes through its blocks two at a time; gemm_k is split where that balances them. The
-    // begin and end of a block count, and the sums of its part.
-    constexpr double kMultiprocessors = 132, kEnds = 5000, kAlone = 1.3;
-    const double blocks = position_tiles() * g_.filter_tiles.divisor * g_.groups * g_.tile_phases.divisor;
-    const bool may_split = g_.block_phases == 1;
-    const double most = may_split ? std::min(steps / phases / kLeastSplitSteps, double{kMostSplits}) : 1.0;
-    double least = 0;
-    for (int parts = 1; parts == 1 || parts <= most; ++parts) {
-      const double part = clocks / phases * g_.block_phases / parts + kEnds + (parts > 1 ? outputs / 6 : 0.0);
-      const double rounds = std::ceil(blocks * parts / kMultiprocessors);
-      // Of equals that with less to do.
-      const double all = rounds * part * (rounds == 1 ? kAlone : 1.0) + 1e-3 * blocks * parts * part;
-      if (parts > 1 && all >= least) continue;
-      least = all;
-      g_.splits.divisor = static_cast<std::uint32_t>(parts);
-    }
-    return least;
   }
 
   const GeometryProblem& p_;
@@ -486,6 +388,34 @@ std::string plan_for_batch(const GeometryProblem& p, Geometry& g) {
   }
   if (g.position_blocks() > kMostInt) return kTooLarge;
   return "";
+}
+
+PlannedClocks planned_clocks(const GeometryProblem& p, const Geometry& g) {
+  if (g.is_im2col) return Im2colTileClocks(kRatesOfLayers, p, g).planned(g);
+  PlannedClocks clocks;
+  if (g.has_warpgroups) {
+    Geometry of_tile = g;  // whose parts of gemm_k are what the model would choose
+    clocks = warpgroup_clocks(p, of_tile);
+  } else {
+    clocks = portable_clocks(p, g);
+    // As many blocks as share a multiprocessor go through it side by side, for as long as all of them take.
+    const double blocks = tiles_of_positions(g) * g.filter_tiles.divisor * g.groups * g.tile_phases.divisor *
+                          g.splits.divisor / kH200.multiprocessors;
+    constexpr double kResident = 3;
+    clocks.all = std::max(clocks.all, std::ceil(blocks / resident_blocks(g, p.takes_statistics)) * kResident *
+                                          clocks.all / blocks);
+  }
+  // Column phases lie apart in rows of pixels: sectors of memory are written in part, of which a
+  // multiprocessor writes so many in a clock.
+  if (p.stores_columns && g.phases[2] > g.interleave) {
+    constexpr double kSectors = 0.4, kSectorBytes = 32;
+    double outputs = static_cast<double>(p.batch * p.groups * p.filters) / kH200.multiprocessors;
+    for (const std::int64_t extent : p.output) outputs *= static_cast<double>(extent);
+    const double of_sector = kSectorBytes * g.interleave / (p.output_bytes * g.phases[2]);
+    clocks.all = std::max(clocks.all, outputs / (kSectors * of_sector));
+  }
+  clocks.all += part_clocks(g);
+  return clocks;
 }
 
 }  // namespace epiconv::sm80

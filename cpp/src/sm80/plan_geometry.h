@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <string>
 
+#include "ceilings.h"
 #include "sm80/geometry.h"
 
 namespace epiconv::sm80 {
@@ -25,12 +26,13 @@ struct GeometryProblem {
   bool stores_lines;       // and slices of lines can be stored by the copy engine
   bool in_pieces;          // pieces of the input's channels do
   int output_bytes;        // of an element of the output
-  bool stores_slices;   // of it the copy engine can store a tile's: all pixels follow each other, or images'
-  bool stages_operand;  // an operand that is laid out like it is brought the way that it is stored
-  bool has_warpgroups;  // that multiply, and not warps
-  bool is_im2col;       // these, of what the copy engine brings (im2col_conv.h)
-  int filter_operands;  // of the epilogue, that have one element for each filter
-  int chunk_sums;       // of a thread, that the epilogue computes at once
+  bool stores_slices;    // of it the copy engine can store a tile's: all pixels follow each other, or images'
+  bool stages_operand;   // an operand that is laid out like it is brought the way that it is stored
+  bool has_warpgroups;   // that multiply, and not warps
+  bool is_im2col;        // these, of what the copy engine brings (im2col_conv.h)
+  int filter_operands;   // of the epilogue, that have one element for each filter
+  int chunk_sums;        // of a thread, that the epilogue computes at once
+  double output_clocks;  // of is_im2col: of a multiprocessor, that an output's epilogue takes
 };
 
 // "" and the geometry, or why 32-bit index arithmetic does not reach.
@@ -39,10 +41,10 @@ std::string plan_geometry(const GeometryProblem& problem, Geometry& geometry);
 std::string plan_for_batch(const GeometryProblem& problem, Geometry& geometry);
 // Of im2col_conv.h: what plan_geometry leaves to it. "" or why the copy engine does not reach.
 std::string plan_im2col(const GeometryProblem& problem, Geometry& geometry);
-// Microseconds of a plan of im2col_conv.h, as its planner reckons, with the copy of the input.
-double predict_im2col(const GeometryProblem& problem, const Geometry& geometry);
 // Of im2col_conv.h: each tile is one team's.
 void share_no_tiles(Geometry& geometry);
+// What a plan takes, by the model that its tiles were chosen by, without the copy of an input.
+PlannedClocks planned_clocks(const GeometryProblem& problem, const Geometry& geometry);
 inline std::size_t packed_bytes(const Geometry& g) {
   return static_cast<std::size_t>(g.packed_step(g.all_phases(), 0, 0, 0));
 }

@@ -1,11 +1,11 @@
 // Tiles of im2col_conv.h, by what they cost a multiprocessor.
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <limits>
 #include <span>
 #include <utility>
 
+#include "sm80/im2col_clocks.h"
 #include "sm80/im2col_geometry.h"
 #include "sm80/plan_geometry.h"
 
@@ -19,10 +19,6 @@ constexpr std::int32_t kMostStages = 8, kLeastStages = 3;
 constexpr std::int32_t kLeastSlots = 2, kMostSlots = 4, kBusyStages = 4;
 constexpr std::int32_t kLeastSteps = 4;  // of a team's share: fewer cost more in parts than they save
 constexpr std::int32_t kMostSharedSteps = 1 << 20;  // of a tile, for 32-bit numbers of all
-constexpr double kCachedWeights = 24 << 20;         // bytes that stay in the L2 cache beside the rest
-constexpr double kMemoryBytes = 2500;               // a clock, from memory
-constexpr double kTurnBytes = 2000, kTurn = 6500;   // bytes a clock of the copy of an input, and its clocks
-constexpr double kMerge = 3000;                     // clocks for parts' ways to memory and back
 
 std::int64_t up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
@@ -45,9 +41,6 @@ constexpr Im2colTile kLineTilesOf[] = {
 
 // What lies side by side in a thread's words, and how it is stored.
 enum class Words { kFilters, kPixels, kLines };
-
-// Clocks of a product of 64 rows and 32 bytes of gemm_k.
-double product_clocks(std::int32_t columns) { return columns >= 96 ? columns / 2 : columns == 64 ? 40 : 26; }
 
 // What the copy engine can say of a dimension, for tensors of so many spatial ones.
 struct Im2colLimits {
@@ -80,13 +73,9 @@ std::string why_not(const GeometryProblem& p, const Geometry& g) {
   return "";
 }
 
-constexpr std::int32_t kMultiprocessors = 132;
-
-std::int32_t all_workers(const Geometry& g) { return kMultiprocessors / g.im2col_cluster * g.im2col_teams; }
-
 void set_whole_tiles(Geometry& g, std::int64_t tiles) {
   g.im2col_workers =
-      static_cast<std::int32_t>(std::min<std::int64_t>(tiles * g.im2col_teams, all_workers(g)));
+      static_cast<std::int32_t>(std::min<std::int64_t>(tiles * g.im2col_teams, im2col_workers(g)));
   g.im2col_whole_tiles = static_cast<std::int32_t>(tiles);
   g.im2col_share = 0;
 }
@@ -101,69 +90,6 @@ void set_position_tiles(Geometry& g) {
 std::int64_t all_tiles(const Geometry& g) {
   return up(g.position_tiles, g.im2col_cluster) * g.position_blocks();
 }
-
-// What a tile costs a multiprocessor, in clocks, as measured on an H200: the L2 cache fills a
-// multiprocessor's memory with 62 bytes a clock, of two teams, whose steps are at different places, with 44;
-// and each byte takes power, and so clocks, from the products.
-struct TileCost {
-  double begin, steps, step, store;  // of the launch and the input's copy; of a tile; of a step; of a tile
-  double outputs, weights;           // of a tile; bytes that do not stay in the L2 cache
-
-  static TileCost of(const GeometryProblem& p, const Geometry& g) {
-    constexpr double kPower = 0.0032;
-    const double fill = g.im2col_teams > 1 ? 44 : 62;
-    const bool is_turned = p.turns_input && !g.im2col_lines;
-    const double input_bytes = 2.0 * g.element_bytes * p.batch * g.groups * g.channels * g.input[0] *
-                               g.input[1] * g.input[2];  // read and written
-    const double turn = is_turned ? kTurn + input_bytes / kTurnBytes : 0;
-    const std::int32_t rows = g.positions_are_rows() ? g.tile_positions : g.tile_filters;
-    const std::int32_t all_columns = g.positions_are_rows() ? g.tile_filters : g.tile_positions;
-    const std::int32_t columns = g.warpgroups_share_rows ? all_columns / 2 : all_columns;
-    const double products =
-        4 * (g.warpgroups_share_rows ? 2 * rows : rows) / double{kProductRows} * product_clocks(columns);
-    const double bytes =
-        g.im2col_position_bytes() + static_cast<double>(g.tile_filters) * kStepBytes / g.im2col_cluster;
-    // Blocks of a cluster wait for each other: as measured, with the same tile they are slower by so much.
-    const double waits = g.im2col_cluster > 1 ? 1.08 : 1;
-    TileCost cost{};
-    cost.begin = turn + (g.im2col_cluster > 1 ? 5500 : 3000);
-    cost.step = waits * (std::max(products + kPower * bytes, bytes / fill) + 20);
-    cost.steps = g.most_steps * cost.step;
-    cost.outputs = static_cast<double>(rows) * all_columns;
-    // Of a clock: element by element, copied by warps, or through slices. What does not exist costs only the
-    // last of these.
-    const bool is_apart = !g.filters_are_rows && !p.words_are_filters;
-    const double exist = static_cast<double>(p.filters) / g.filter_tiles.divisor / g.tile_filters;
-    cost.store = 800 + (is_apart                 ? cost.outputs * exist / 1.2
-                        : g.im2col_copies_slices ? cost.outputs * exist / 6
-                                                 : cost.outputs / 12);
-    const double packed = static_cast<double>(g.packed_step(g.all_phases(), 0, 0, 0));
-    cost.weights = packed > kCachedWeights ? packed : 0;
-    return cost;
-  }
-
-  // Of all tiles, by who multiplies which steps. Teams of a multiprocessor share its tensor cores, and one
-  // stores while the other multiplies.
-  double all(const Geometry& g) const {
-    const std::int32_t teams = g.im2col_teams, places = kMultiprocessors / g.im2col_cluster;
-    const std::int64_t tiles = all_tiles(g);
-    const double rounds = static_cast<double>(up(g.im2col_whole_tiles, all_workers(g)));
-    const bool is_alone = teams == 1 || (g.im2col_share == 0 && tiles <= places);
-    const double whole =
-        is_alone ? rounds * (steps + store) : rounds * std::max(teams * steps, steps + store) + store;
-    if (g.im2col_share == 0) return begin + whole;
-    constexpr double kPartWrites = 12, kPartReads = 40;  // bytes a clock
-    const double shared = static_cast<double>(tiles - g.im2col_whole_tiles), share = g.im2col_share;
-    const double of_workers = shared / all_workers(g), bytes = 4 * outputs;
-    const double teams_of_tile = 1 + g.most_steps / share, merges = std::max(1.0, of_workers);
-    const double parts = std::min(2.0, 1 + of_workers);  // of a team
-    // Teams that share tiles are at different steps: what does not stay in the L2 cache of weights is read
-    // from memory for each tile of positions.
-    const double reads = weights * (g.position_tiles - 1.0) / kMemoryBytes;
-    return begin + whole + share * step * teams + kMerge + parts * bytes / kPartWrites +
-           merges * (teams_of_tile * bytes / kPartReads + store) + reads;
-  }
-};
 
 // Sets the tile, and returns clocks of the slowest multiprocessor.
 class Im2colPlanner {
@@ -274,9 +200,9 @@ class Im2colPlanner {
 
   // Clocks; sets who multiplies which steps.
   double cost() {
-    const TileCost of = TileCost::of(p_, g_);
+    const Im2colTileClocks of(kRatesOfTiles, p_, g_);
     const std::int64_t tiles = all_tiles(g_);
-    const std::int32_t workers = all_workers(g_);
+    const std::int32_t workers = im2col_workers(g_);
     set_whole_tiles(g_, tiles);
     double least = of.all(g_);
     if (p_.is_batch_invariant || !has_equal_phases_ || g_.most_steps > kMostSharedSteps) return least;
@@ -306,21 +232,6 @@ class Im2colPlanner {
 };
 
 }  // namespace
-
-double predict_im2col(const GeometryProblem& p, const Geometry& g) {
-  // Of an H200: clocks of a microsecond under load; bytes that its L2 cache holds, and of a microsecond.
-  constexpr double kClocks = 1700, kCached = 50e6, kMemory = 4.1e6;
-  const double computed = TileCost::of(p, g).all(g) / kClocks;
-  const double images = static_cast<double>(p.batch), groups = static_cast<double>(p.groups);
-  const auto pixels = [](const std::int64_t (&extents)[kDims]) {
-    return static_cast<double>(extents[0]) * static_cast<double>(extents[1]) *
-           static_cast<double>(extents[2]);
-  };
-  const double input = images * groups * static_cast<double>(p.channels) * pixels(p.input) * p.element_bytes;
-  const double output = images * groups * static_cast<double>(p.filters) * pixels(p.output) * p.output_bytes;
-  const double bytes = input + output * (p.stages_operand ? 2 : 1);
-  return bytes > kCached ? std::max(computed, bytes / kMemory) : computed;
-}
 
 void share_no_tiles(Geometry& g) { set_whole_tiles(g, im2col_tiles(g)); }
 

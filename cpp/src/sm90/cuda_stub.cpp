@@ -13,7 +13,7 @@ struct HaloConv::State {};
 HaloConv::HaloConv(const HaloConvProblem&) { refuse(); }
 HaloConv::~HaloConv() = default;
 const std::string& HaloConv::kernel() const { refuse(); }
-bool HaloConv::hides_epilogue() const { refuse(); }
+double HaloConv::interpreter_clocks(int) const { refuse(); }
 std::size_t HaloConv::workspace_bytes() const { refuse(); }
 void HaloConv::launch(const PassPointers&, const void*, int, void*) const { refuse(); }
 void set_norm_tables(const HaloGeometry&, void*, PassPointers&) { refuse(); }

@@ -224,10 +224,15 @@ HaloConv::HaloConv(const HaloConvProblem& problem) : state_(std::make_unique<con
 HaloConv::~HaloConv() = default;
 
 const std::string& HaloConv::kernel() const { return state_->name; }
-bool HaloConv::hides_epilogue() const {
+double HaloConv::interpreter_clocks(int special_functions) const {
+  constexpr double kStepInPlace = 0.05, kLongActivation = 0.4, kStepOfChain = 0.45, kStepOfDag = 1.05;
+  constexpr double kFunction = 0.13;
   const EpilogueParameters& epilogue = state_->parameters.epilogue;
-  if (!epilogue.runs_in_place) return !state_->kernel.takes_folded_steps;
-  return long_activations(epilogue) <= dtype_size(epilogue.output.dtype) / 2;
+  const LoweredProgram& program = state_->problem.program;
+  const auto steps = static_cast<double>(program.steps.size());
+  if (epilogue.runs_in_place) return steps * kStepInPlace + long_activations(epilogue) * kLongActivation;
+  if (!state_->kernel.takes_folded_steps) return 0;
+  return steps * (program.is_chain() ? kStepOfChain : kStepOfDag) + special_functions * kFunction;
 }
 
 void HaloConv::launch(const PassPointers& pointers, const void* weights, int device, void* stream) const {

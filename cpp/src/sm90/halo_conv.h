@@ -85,11 +85,10 @@ class HaloConv {
   // "fprop_sm90_tf32_tma_f32_static"; "dgrad" of a transposed convolution; "rows" or "gather" in the place of
   // "tma"
   const std::string& kernel() const;
-  // Whether the program is computed over whole tiles, and has no more long activations than a pass behind
-  // another convolution takes the time of: about one where it moves 16-bit elements, and two of 32. An
-  // interpreter that goes chunk by chunk takes far longer: nothing hides what its one warp per scheduler
-  // waits for.
-  bool hides_epilogue() const;
+  // Of a multiprocessor for an output, as measured on an H200 (docs/sm90-convolution.md), beyond those of a
+  // static program: few where the program is computed over whole tiles. An interpreter that goes chunk by
+  // chunk takes far longer: nothing hides what its one warp per scheduler waits for.
+  double interpreter_clocks(int special_functions) const;
   // Of the norm's statistics.
   std::size_t workspace_bytes() const;
   // `pointers.input` is the convolution's. The device is the current one. With NormPlan::kOfStored the

@@ -1,6 +1,7 @@
 #include "sm90/halo_geometry.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <numeric>
 
@@ -300,9 +301,9 @@ double loaded_rows(const HaloProblem& problem, const HaloGeometry& g) {
   return keeps ? static_cast<double>(g.step) / g.pitch.divisor * g.joint_rows : g.box_rows;
 }
 
-// Clocks of all tiles, about: the tensor cores', or those of loads and stores where they take longer, and a
+// Clocks of a tile, about: the tensor cores', or those of loads and stores where they take longer, and a
 // little for the power that moving bytes takes from the tensor cores.
-double cost(const HaloProblem& problem, const HaloGeometry& g, bool is_stored = true) {
+PlannedClocks tile_clocks(const HaloProblem& problem, const HaloGeometry& g, bool is_stored) {
   constexpr double kLoadBytesPerClock = 24;    // TMA, from the L2
   constexpr double kGatherBytesPerClock = 12;  // a warpgroup of threads
   constexpr double kTurnBytesPerClock = 6;     // of raw rows
@@ -318,10 +319,28 @@ double cost(const HaloProblem& problem, const HaloGeometry& g, bool is_stored = 
                       : problem.load == InputLoad::kRows ? kTurnBytesPerClock
                                                          : kGatherBytesPerClock;
   const double load = box * edges * raw / rate;
-  const double clocks = std::max({1.0 * share_clocks(g) * g.sharers, load, store}) + (box + stored) / 400 +
-                        kUnitClocks * g.units;
+  const double tensor = 1.0 * share_clocks(g) * g.sharers, power = (box + stored) / 400;
+  const double clocks = std::max({tensor, load, store}) + power + kUnitClocks * g.units;
   const bool waits = g.interleave > 0 && !g.weights_stay;
-  return static_cast<double>(g.tiles) * (clocks + (waits ? kStreamedTapClocks * g.taps : 0.0));
+  // Rows and columns of a product come from shared memory, and what is loaded goes there.
+  const double port = tensor * (kTilePixels + kGroupFilters) / (2 * kTilePixels) + (box + stored) / 128;
+  return {clocks + (waits ? kStreamedTapClocks * g.taps : 0.0), tensor, power, port, load, store};
+}
+
+// Of all tiles.
+double cost(const HaloProblem& problem, const HaloGeometry& g, bool is_stored = true) {
+  return static_cast<double>(g.tiles) * tile_clocks(problem, g, is_stored).all;
+}
+
+// Of the multiprocessor with the most tiles, and of each on average.
+PlannedClocks planned_clocks(const HaloProblem& problem, const HaloGeometry& g) {
+  PlannedClocks clocks = tile_clocks(problem, g, true);
+  const double tiles = g.tiles / kH200.multiprocessors;
+  clocks.all *= std::ceil(tiles);
+  for (double* of : {&clocks.tensor, &clocks.power, &clocks.shared_memory, &clocks.fill, &clocks.store}) {
+    *of *= tiles;
+  }
+  return clocks;
 }
 
 }  // namespace
@@ -385,6 +404,8 @@ HaloPlan plan_halo(const HaloProblem& problem) {
   }
   if (least == std::numeric_limits<double>::infinity()) {
     best.why_not = "no tile of this convolution fits the card's shared memory";
+  } else {
+    best.clocks = planned_clocks(problem, best.geometry);
   }
   return best;
 }

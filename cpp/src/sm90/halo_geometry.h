@@ -32,6 +32,7 @@
 #include <cstdint>
 #include <string>
 
+#include "ceilings.h"
 #include "device/divisor.h"
 #include "epiconv/export.h"
 
@@ -466,6 +467,7 @@ struct PackedRow {
 struct HaloPlan {
   std::string why_not;  // "" if there is one
   HaloGeometry geometry;
+  PlannedClocks clocks;
   double statistics_clocks = 0;  // of all tiles, about, where each is computed and not stored
 };
 HaloPlan plan_halo(const HaloProblem& problem);

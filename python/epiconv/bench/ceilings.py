@@ -10,12 +10,15 @@ import torch
 
 from epiconv.bench.problems import Problem
 from epiconv.bench.timing import stopwatch_for
+from epiconv.cards import CARDS
 
-H200_FLOPS: Final[dict[str, float]] = {"tf32": 456e12, "bf16": 936e12, "fp16": 936e12}
+_CARD: Final = CARDS["NVIDIA H200"]
+
+H200_FLOPS: Final = {math: _CARD.flops_per_second[math] for math in ("tf32", "bf16", "fp16")}
 """FLOP/s of wgmma m64n256 by math, random data, short runs. Measured on one NVIDIA H200 (700 W, CUDA 13.0,
 driver 580)."""
 
-H200_BYTES: Final = 4.24e12
+H200_BYTES: Final = _CARD.bytes_per_second
 """Bytes read + bytes written per second of a device-to-device copy, measured on the same card."""
 
 _COPY_BYTES: Final = 1 << 30

@@ -20,6 +20,7 @@ from epiconv.bench.peers import (
     make_case,
     math_name,
 )
+from epiconv.bench.predicted import predicted_us
 from epiconv.bench.problems import Problem
 from epiconv.bench.results import CaseResult, Check, Control, case_key, make_rows
 
@@ -85,13 +86,11 @@ def measure_case(
             built = _build([name for name in names if name not in kept_ms], case, unavailable, progress)
             checks = _check(built, case, images, progress)
             plan: dict[str, str] | None = None
-            predicted_us: float | None = None
             if EPICONV in built:
                 explained = explain_case(case)
-                if explained.predicted_ms is not None:
-                    predicted_us = explained.predicted_ms * 1e3
                 why = explained.why or dict(explained.refused).get("implicit_gemm", "")
                 plan = {"path": str(explained.path), "kernel": str(explained.kernel), "why": str(why)}
+            predictions = predicted_us(case, built)
             timings, graph_replay = _time(built, case, unavailable, seconds, warm_up, progress)
             timed = {name: built[name] for name in timings}
             cold_timings = _time_cold(timed, case.device, unavailable, progress) if with_cold else {}
@@ -122,10 +121,9 @@ def measure_case(
         input_sets=input_sets,
         error_images=images,
         plan=plan,
-        rows=make_rows(timings, kept_ms, checks, problem, itemsize, floor, cold_timings),
+        rows=make_rows(timings, kept_ms, checks, predictions, problem, itemsize, floor, cold_timings),
         unavailable=unavailable,
         control=control,
-        predicted_us=predicted_us,
     )
 
 

@@ -341,15 +341,15 @@ def _build_family(family: str, case: Case) -> tuple[Function, Case]:
     return fused, case
 
 
-def explain_case(case: Case) -> Any:
-    """The plan of epiconv for a case, from `epiconv.explain`.
+def explain_case(case: Case, **options: Any) -> Any:
+    """The plan of epiconv for a case, from `epiconv.explain`, with options of that.
 
     Example:
         >>> explain_case(case).kernel
     """
     x, *operands = case.argument_sets[0]
-    epilogue = case.problem.program(*operands)
-    return epiconv.explain(x, case.weight, case.bias, epilogue=epilogue, **case.problem.conv_arguments)
+    epilogue, words = case.problem.program(*operands), case.problem.conv_arguments | options
+    return epiconv.explain(x, case.weight, case.bias, epilogue=epilogue, **words)
 
 
 EPICONV: Final = "epiconv"

@@ -199,7 +199,17 @@ def case_table(result: CaseResult) -> Table:
         notes.insert(0, f"epiconv ran {result.plan['path']}: {result.plan['kernel']}")
     table = plain_table(title, caption="\n".join(notes))
     has_cold = any(row.cold_ms is not None for row in result.rows)
-    numbers = ["ms", "10–90 %", "TFLOP/s", "GB/s", "% of floor", "× best peer", "max error", "ok"]
+    numbers = [
+        "ms",
+        "10–90 %",
+        "predicted",
+        "TFLOP/s",
+        "GB/s",
+        "% of floor",
+        "× best peer",
+        "max error",
+        "ok",
+    ]
     add_columns(table, ["peer"], [*numbers, *(["cold ms"] if has_cold else [])])
     for row in result.rows:
         cold = ["" if row.cold_ms is None else milliseconds(row.cold_ms)] if has_cold else []
@@ -213,6 +223,7 @@ def _cells(row: Row) -> list[str]:
         row.peer,
         milliseconds(row.ms),
         "kept" if row.reused else f"{milliseconds(row.low_ms)}–{milliseconds(row.high_ms)}",
+        "" if row.predicted_us is None else milliseconds(row.predicted_us / 1e3),
         f"{row.tflops:.3g}",
         f"{row.gbps:.4g}",
         f"{row.floor_percent:.1f}",

@@ -43,6 +43,7 @@ class Row:
         check: None for a kept time and for the bare convolution.
         reused: whether the time was kept from an earlier run.
         cold_ms: median of calls with a cold L2 cache; see `cold`. None where it was not measured.
+        predicted_us: microseconds that a path of this library was predicted to take on an H200, or None.
     """
 
     peer: str
@@ -57,6 +58,7 @@ class Row:
     check: Check | None
     reused: bool
     cold_ms: float | None = None
+    predicted_us: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,6 @@ class CaseResult:
         rows: the peers that ran.
         unavailable: the reason of each that could not.
         control: of a run with kept times, or None.
-        predicted_us: what the planner expected of the kernel that ran, or None where it expects nothing.
     """
 
     problem: str
@@ -116,7 +117,6 @@ class CaseResult:
     rows: tuple[Row, ...]
     unavailable: dict[str, str]
     control: Control | None = None
-    predicted_us: float | None = None
 
     def row(self, peer: str) -> Row | None:
         """The row of a peer, or None."""
@@ -191,7 +191,7 @@ class CaseResult:
     def predicted_ratio(self) -> float | None:
         """The predicted time / the measured one, or None where nothing was predicted."""
         own = self.epiconv
-        return None if own is None or self.predicted_us is None else self.predicted_us / (own.ms * 1e3)
+        return None if own is None or own.predicted_us is None else own.predicted_us / (own.ms * 1e3)
 
     @property
     def path_ratio(self) -> float | None:
@@ -257,6 +257,7 @@ def make_rows(
     timings: Mapping[str, Timing],
     kept_ms: Mapping[str, float],
     checks: Mapping[str, Check],
+    predictions: Mapping[str, float],
     problem: Problem,
     itemsize: int,
     floor_seconds: float,
@@ -268,6 +269,7 @@ def make_rows(
         timings: what was measured.
         kept_ms: times from an earlier run, of peers that were not measured.
         checks: of the peers that have one.
+        predictions: microseconds, of the peers that have one.
         problem: gives FLOPs and bytes.
         itemsize: bytes per value.
         floor_seconds: the least time.
@@ -289,6 +291,7 @@ def make_rows(
             check=checks.get(name),
             reused=name not in timings,
             cold_ms=cold[name].seconds * 1e3 if name in cold else None,
+            predicted_us=predictions.get(name),
         )
         for name in PEERS
         if name in times
