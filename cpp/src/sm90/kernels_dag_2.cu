@@ -1,0 +1,10 @@
+#include "sm90/conv_kernel.h"
+#include "sm90/conv_kernels.h"
+
+namespace epiconv::sm90 {
+
+ConvKernel dag_kernel_2() {
+  return conv_kernel<AnyMath, Interpreted<ConvShape<4, false, 4>, kMaxLiveValues>>("f32_interpreted_dag");
+}
+
+}  // namespace epiconv::sm90
