@@ -1,5 +1,7 @@
 """The registered operator: schema, fake kernels, autograd, autocast, transforms, and `torch.compile`."""
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -226,6 +228,25 @@ def test_export():
     exported = torch.export.export(module, (X,))
     with torch.no_grad():
         assert torch.equal(exported.module()(X), module(X))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile with")
+def test_aot_inductor(tmp_path):
+    """Compiled ahead of time for any batch, and loaded again; an empty list of operands comes as None."""
+    norm = torch.nn.GroupNorm(3, 6)
+    torch.nn.init.normal_(norm.bias)
+    model = torch.nn.Sequential(
+        epiconv.nn.FusedConv2d(4, 6, 3, epilogue=[ops.relu()]),
+        torch.nn.Tanh(),
+        epiconv.nn.FusedConvTranspose2d.from_module(torch.nn.ConvTranspose2d(6, 6, 2, stride=2), norm),
+    ).eval()
+    with torch.no_grad():
+        batch = {0: torch.export.Dim("batch", min=1, max=64)}
+        exported = torch.export.export(model, (X,), dynamic_shapes=(batch,), strict=False)
+        package = torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "model.pt2"))
+        loaded = torch._inductor.aoti_load_package(package)
+        for x in (X, torch.randn(5, *X.shape[1:])):
+            close(loaded(x), model(x))
 
 
 def test_vmap():

@@ -10,6 +10,8 @@ strides a compiler gives to dimensions of one element.
     Autograd            plain torch operations where a derivative is wanted, else the kernels above
     Autocast            casts input, weight and bias, as torch does for its convolutions
     FuncTorchBatched    plain torch operations, for vmap
+
+Code that AOTInductor made passes an empty list of operands as None.
 """
 
 from collections.abc import Sequence
@@ -89,11 +91,11 @@ def _kernel(
     input: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    operands: Sequence[torch.Tensor],
+    operands: Sequence[torch.Tensor] | None,
     program: str,
     *rest: Any,
 ) -> torch.Tensor:
-    arguments = _conv_arguments(weight, rest)
+    arguments, operands = _conv_arguments(weight, rest), operands or ()
     tensors = [tensor for tensor in (input, weight, bias, *operands) if tensor is not None]
     key = (input.shape, bias is None, program, arguments, torch.get_default_dtype())
     call = _calls.get(key, tensors)
@@ -126,7 +128,8 @@ def _decompose(
 
 
 def _autograd(keys: Any, input: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
-    bias, operands = rest[0], rest[1]
+    bias, operands = rest[0], rest[1] or ()
+    rest = (bias, operands, *rest[2:])
     tensors = [tensor for tensor in (input, weight, bias, *operands) if tensor is not None]
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if wanted or _torch_private.has_tangent(tensors) or not _torch_private.can_redispatch:
