@@ -56,6 +56,8 @@ struct PassPointers {
   const void* input = nullptr;
   void* output = nullptr;
   void* workspace = nullptr;
+  void* mean = nullptr;  // with rstd: where a GroupNorm's statistics go, on the CPU
+  void* rstd = nullptr;
   const void* operands[kNumOperandPlaces] = {};
   double numbers[kMaxOperands] = {};
 };

@@ -5,6 +5,7 @@
 #include <array>
 
 #include "ceilings.h"
+#include "epiconv/backward_plan.h"
 #include "epiconv/compiler.h"
 #include "epiconv/conv_plan.h"
 #include "epiconv/conv_problem.h"
@@ -202,7 +203,7 @@ struct CrossedOperands {
   std::array<double, kMaxOperands> numbers{};
   std::size_t count = 0;
 
-  explicit CrossedOperands(const py::args& operands) {
+  explicit CrossedOperands(const py::tuple& operands) {
     require(operands.size() <= kMaxOperands, "a program has at most ", kMaxOperands, " operands, got ",
             operands.size());
     for (const py::handle operand : operands) {
@@ -233,6 +234,23 @@ void run_epilogue_plan(const EpiloguePlan& plan, std::uintptr_t input, std::uint
   pointers.workspace = reinterpret_cast<void*>(workspace);
   pointers.device = device;
   pointers.stream = reinterpret_cast<void*>(stream);
+  pointers.threads = threads;
+  const CrossedOperands crossed(operands);
+  crossed.give(pointers);
+  const py::gil_scoped_release release;
+  plan.run(pointers);
+}
+
+// The same on the CPU, with a GroupNorm's statistics written out.
+void run_with_statistics(const EpiloguePlan& plan, std::uintptr_t input, std::uintptr_t output,
+                         std::uintptr_t bias, std::uintptr_t mean, std::uintptr_t rstd, int threads,
+                         const py::args& operands) {
+  EpiloguePointers pointers;
+  pointers.input = reinterpret_cast<const void*>(input);
+  pointers.output = reinterpret_cast<void*>(output);
+  pointers.bias = reinterpret_cast<const void*>(bias);
+  pointers.mean = reinterpret_cast<void*>(mean);
+  pointers.rstd = reinterpret_cast<void*>(rstd);
   pointers.threads = threads;
   const CrossedOperands crossed(operands);
   crossed.give(pointers);
@@ -378,6 +396,94 @@ void bind_conv_plan(py::module_& module) {
       py::arg("major"), py::arg("minor"));
 }
 
+Saved parse_saved(const std::string& word) {
+  return parse_word<Saved>("word for what is saved", word, {"nothing", "output", "conv"});
+}
+
+BackwardNeeds find_backward_needs(const Program& program, bool wants_input, bool wants_bias,
+                                  const std::vector<bool>& wants_operands, const std::string& saved) {
+  return backward_needs(program, wants_input, wants_bias, wants_operands, parse_saved(saved));
+}
+
+// As it crosses: dtype and strides, or None where the gradient is not wanted.
+using Gradient = std::optional<std::pair<std::string, Extents>>;
+
+std::optional<GradientLayout> gradient_layout(const Gradient& gradient) {
+  if (!gradient) return std::nullopt;
+  return GradientLayout{parse_dtype(gradient->first), gradient->second};
+}
+
+BackwardPlan make_backward_plan(const Program& program, Extents extents, const std::string& input_dtype,
+                                const std::string& output_dtype, const std::string& saved,
+                                Extents saved_strides, const std::string& gradient_dtype,
+                                Extents gradient_strides, std::optional<OperandLayout> bias,
+                                std::vector<OperandLayout> operands, const Gradient& input_gradient,
+                                const Gradient& bias_gradient,
+                                const std::vector<Gradient>& operand_gradients) {
+  BackwardProblem problem{program,
+                          std::move(extents),
+                          parse_dtype(input_dtype),
+                          parse_dtype(output_dtype),
+                          parse_saved(saved),
+                          std::move(saved_strides),
+                          parse_dtype(gradient_dtype),
+                          std::move(gradient_strides),
+                          std::move(bias),
+                          std::move(operands),
+                          gradient_layout(input_gradient),
+                          gradient_layout(bias_gradient),
+                          {}};
+  for (const Gradient& gradient : operand_gradients)
+    problem.operand_gradients.push_back(gradient_layout(gradient));
+  return BackwardPlan(problem);
+}
+
+void run_backward_plan(const BackwardPlan& plan, std::uintptr_t saved, std::uintptr_t output_gradient,
+                       std::uintptr_t mean, std::uintptr_t rstd, std::uintptr_t input_gradient,
+                       std::uintptr_t bias, std::uintptr_t bias_gradient, int threads,
+                       const py::tuple& operands, const py::tuple& operand_gradients) {
+  BackwardPointers pointers;
+  pointers.saved = reinterpret_cast<const void*>(saved);
+  pointers.output_gradient = reinterpret_cast<const void*>(output_gradient);
+  pointers.mean = reinterpret_cast<const void*>(mean);
+  pointers.rstd = reinterpret_cast<const void*>(rstd);
+  pointers.input_gradient = reinterpret_cast<void*>(input_gradient);
+  pointers.bias = reinterpret_cast<const void*>(bias);
+  pointers.bias_gradient = reinterpret_cast<void*>(bias_gradient);
+  pointers.threads = threads;
+  const CrossedOperands crossed(operands);
+  crossed.give(pointers);
+  std::vector<void*> gradients;
+  for (const py::handle gradient : operand_gradients)
+    gradients.push_back(reinterpret_cast<void*>(gradient.cast<std::uintptr_t>()));
+  pointers.operand_gradients = gradients;
+  const py::gil_scoped_release release;
+  plan.run(pointers);
+}
+
+void bind_backward_plan(py::module_& module) {
+  py::class_<BackwardNeeds>(module, "BackwardNeeds")
+      .def_property_readonly("saved",
+                             [](const BackwardNeeds& needs) {
+                               constexpr const char* kWords[] = {"nothing", "output", "conv"};
+                               return kWords[static_cast<int>(needs.saved)];
+                             })
+      .def_readonly("reads_bias", &BackwardNeeds::reads_bias)
+      .def_readonly("reads_operand", &BackwardNeeds::reads_operand)
+      .def_readonly("gives_input", &BackwardNeeds::gives_input)
+      .def_readonly("gives_bias", &BackwardNeeds::gives_bias)
+      .def_readonly("gives_operand", &BackwardNeeds::gives_operand);
+  module.def("backward_needs", &find_backward_needs, py::arg("program"), py::arg("wants_input"),
+             py::arg("wants_bias"), py::arg("wants_operand"), py::arg("saved"));
+  py::class_<BackwardPlan>(module, "BackwardPlan")
+      .def(py::init(&make_backward_plan), py::arg("program"), py::arg("extents"), py::arg("input_dtype"),
+           py::arg("output_dtype"), py::arg("saved"), py::arg("saved_strides"), py::arg("gradient_dtype"),
+           py::arg("gradient_strides"), py::arg("bias"), py::arg("operands"), py::arg("input_gradient"),
+           py::arg("bias_gradient"), py::arg("operand_gradients"))
+      .def_property_readonly("kernel", &BackwardPlan::kernel)
+      .def("run", &run_backward_plan);
+}
+
 void bind_epilogue_plan(py::module_& module) {
   py::class_<OperandLayout>(module, "OperandLayout")
       .def(py::init(&make_operand_layout), py::arg("dtype"), py::arg("extents"), py::arg("strides"),
@@ -389,7 +495,8 @@ void bind_epilogue_plan(py::module_& module) {
       .def_property_readonly("kernel", &EpiloguePlan::kernel)
       .def_property_readonly("workspace_bytes", &EpiloguePlan::workspace_bytes)
       .def_property_readonly("bytes_moved", &EpiloguePlan::bytes_moved)
-      .def("run", &run_epilogue_plan);
+      .def("run", &run_epilogue_plan)
+      .def("run_with_statistics", &run_with_statistics);
 }
 
 PYBIND11_MODULE(_core, module) {
@@ -404,6 +511,7 @@ PYBIND11_MODULE(_core, module) {
   bind_program(module);
   bind_conv_problem(module);
   bind_epilogue_plan(module);
+  bind_backward_plan(module);
   bind_conv_plan(module);
   module.attr("cuda_toolkit") = cuda_toolkit_version();
   module.def("driver_version", &cuda_driver_version);

@@ -113,6 +113,68 @@ class EpiloguePlan:
         """Addresses, and numbers for the operands that are numbers. On CUDA `device` is the current device;
         nothing is synchronised. On the CPU `threads` is the most threads to use."""
 
+    def run_with_statistics(
+        self, input: int, output: int, bias: int, mean: int, rstd: int, threads: int, *operands: int | float
+    ) -> None:
+        """The same on the CPU; a GroupNorm's statistics go to `mean` and `rstd`, (N, groups) in float32, or
+        in float64 where the program computes in it."""
+
+class BackwardNeeds:
+    """What a program's backward pass reads and gives, whatever the shapes."""
+
+    saved: str  # the least that suffices: "nothing", "output", "conv" (the convolution's output)
+    reads_bias: bool
+    reads_operand: list[bool]
+    gives_input: bool  # the gradients that there are of those wanted: none passes a comparison
+    gives_bias: bool
+    gives_operand: list[bool]
+
+def backward_needs(
+    program: Program,
+    wants_input: bool,
+    wants_bias: bool,
+    wants_operand: Sequence[bool],  # one for each operand
+    saved: str,  # what is read is that from this, or from the least that suffices
+) -> BackwardNeeds: ...
+
+class BackwardPlan:
+    """The backward pass of a program over one tensor on the CPU: the gradients of the convolution's output,
+    of the bias and of operands, each summed to its own shape, with the same bits for any number of threads.
+
+    A gradient is (dtype, strides), None where it is not wanted; one that is summed is contiguous."""
+
+    def __init__(
+        self,
+        program: Program,
+        extents: Sequence[int],  # (N, K, spatial…)
+        input_dtype: str,  # of the convolution's output
+        output_dtype: str,
+        saved: str,  # "conv", "output" or "nothing"
+        saved_strides: Sequence[int],  # () for "nothing"
+        gradient_dtype: str,  # of the output's gradient
+        gradient_strides: Sequence[int],
+        bias: OperandLayout | None,
+        operands: Sequence[OperandLayout],
+        input_gradient: tuple[str, Sequence[int]] | None,
+        bias_gradient: tuple[str, Sequence[int]] | None,
+        operand_gradients: Sequence[tuple[str, Sequence[int]] | None],
+    ) -> None: ...
+    kernel: str  # "backward_cpu_f32"
+    def run(
+        self,
+        saved: int,
+        output_gradient: int,
+        mean: int,  # of `run_with_statistics`, 0 without a GroupNorm
+        rstd: int,
+        input_gradient: int,
+        bias: int,
+        bias_gradient: int,
+        threads: int,
+        operands: tuple[int | float, ...],
+        operand_gradients: tuple[int, ...],
+    ) -> None:
+        """Addresses, 0 where nothing is read or wanted, and numbers for the operands that are numbers."""
+
 predicted_bytes_per_second: Final[float]  # of memory, on the card that `PredictedTime` is of: an H200
 
 class PredictedTime:

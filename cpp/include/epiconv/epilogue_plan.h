@@ -43,7 +43,11 @@ struct EpiloguePointers {
   const void* input = nullptr;
   void* output = nullptr;  // may be the input
   const void* bias = nullptr;
-  void* workspace = nullptr;              // workspace_bytes() of them, aligned to 16
+  void* workspace = nullptr;  // workspace_bytes() of them, aligned to 16
+  // Where the statistics of a GroupNorm go, if anywhere: (N, groups) of the type that the program computes
+  // in, float or double. On the CPU only.
+  void* mean = nullptr;
+  void* rstd = nullptr;
   std::span<const void* const> operands;  // nullptr for numbers
   std::span<const double> numbers;        // one per operand, read for numbers
   int device = 0;                         // the current CUDA device
