@@ -80,7 +80,9 @@ def backward_cases(draw):
     case = in_double(draw(cases()))
     layout = draw(st.sampled_from((*LAYOUTS, "expanded")))
     dtype = str(output_dtype(case, tensors_of(case)[1])).removeprefix("torch.")
-    gradient = TensorSpec(case.y.shape, dtype, layout, draw(st.integers(0, 999)))
+    # Of another seed than any tensor of the case: of a gradient like its input a GroupNorm leaves next to
+    # nothing but rounding errors.
+    gradient = TensorSpec(case.y.shape, dtype, layout, draw(st.integers(1000, 1999)))
     names = wanted_names(case)
     wanted = draw(st.sampled_from((names, names, tuple(n for n in names if draw(st.booleans())))))
     return case, gradient, wanted, draw(st.sampled_from((1, 3)))

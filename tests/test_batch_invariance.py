@@ -3,9 +3,11 @@
 import pytest
 import torch
 from card_convolutions import force
+from plan_problems import core_arguments
 
 import epiconv
 from epiconv import _core, nn, ops
+from epiconv.bench.problems import Problem
 from epiconv.program import Program
 
 
@@ -32,6 +34,7 @@ CASES = {
     "few tiles": ((5, 256, 7, 7), (64, 256, 3, 3), {"padding": 1}),
     "1x1": ((9, 64, 16, 16), (96, 64, 1, 1), {}),
     "stride 2": ((3, 20, 17, 16), (40, 20, 3, 3), {"padding": 1, "stride": 2}),
+    "odd images": ((6, 30, 7, 9), (40, 30, 3, 3), {"padding": 1}),  # which begin at 4 bytes, or at 2
     "groups": ((4, 128, 8, 8), (64, 64, 3, 3), {"padding": 1, "groups": 2}),
     "1-d": ((6, 24, 70), (32, 24, 5), {"dilation": 2}),
     "3-d": ((3, 16, 5, 6, 7), (24, 16, 3, 3, 3), {"padding": 1}),
@@ -76,6 +79,20 @@ def test_bits_on_the_cpu(name, norm, dtype):
     whole, parts = results(name, "cpu", norm, dtype=dtype)
     for images, part in parts:
         assert torch.equal(whole[images], part)
+
+
+@pytest.mark.parametrize("name", ["tanh", "gelu", "softplus", "elu", "mish", "logsigmoid"])
+def test_bits_of_functions_with_vector_versions(name):
+    """Images of an odd number of elements, so that each begins elsewhere in the processor's vectors."""
+    x = torch.randn(9, 3, 7, 5)
+    weight = torch.randn(5, 3, 1, 1)
+    epilogue = [getattr(ops, name)(), ops.group_norm(5)]
+    for steps in (epilogue[:1], epilogue):
+        whole = epiconv.fused_conv_epilogue(x, weight, epilogue=steps)
+        for i in range(9):
+            assert torch.equal(
+                whole[i : i + 1], epiconv.fused_conv_epilogue(x[i : i + 1], weight, epilogue=steps)
+            )
 
 
 def test_each_image_is_convolved_alone(monkeypatch):
@@ -155,7 +172,52 @@ def test_plans_of_kernels(family, nvrtc):
     assert len(kernels(False)) > 1
 
 
-def test_what_is_left_out():
+FORMS = {  # channels, extent, filters, and form: rows and images of 16 bytes or not
+    "aligned": (64, 16, 96, ("fp32", "nchw")),
+    "odd images": (24, 7, 40, ("bf16", "nchw")),
+}
+
+
+@pytest.mark.parametrize("family", ["sm80", "sm90_im2col", "sm90_compiled"])
+@pytest.mark.parametrize("name", FORMS)
+def test_plans_do_not_depend_on_the_batch(name, family, nvrtc):
+    """Nor on what a batch of one image does not tell: whether an operand is of an image or of all."""
+    channels, extent, filters, form = FORMS[name]
+    plans = set()
+    for batch in (1, 7):
+        for of_image in {1, batch}:
+            problem = Problem(
+                *("conv", "", "conv2d", (batch, channels, extent, extent), filters, (3, 3)),
+                "v1 = mul(v0, b0); v2 = add(v1, b1); v3 = silu(v2)",
+                operands=((of_image, filters, 1, 1), (of_image, filters, extent, extent)),
+                padding=1,
+            )
+            plan = _core.make_conv_plan(
+                *core_arguments(problem, *form),
+                *(family, "never" if family == "sm80" else "always", True),
+            )
+            plans.add((plan.kernel, plan.weight_format))
+    ((kernel, _),) = plans
+    assert kernel.startswith(("fprop_sm80_", "fprop_sm90_"))
+
+
+def test_alignment_and_gaps(core):
+    """The plan is for what each image's address divides by; others, and images with gaps, are copied."""
+    weight = torch.randn(6, 3, 3, 3)
+    odd = torch.randn(5, 3, 7, 9)  # 189 elements, 4 bytes each
+    for x, copied in ((odd, False), (odd[3:4], False), (odd[1:], False), (odd[:, :, 1:], True)):
+        expected = torch.nn.functional.conv2d(x.float(), weight)
+        torch.testing.assert_close(epiconv.fused_conv_epilogue(x, weight), expected, rtol=1e-2, atol=1e-2)
+        plan = core.runs[-1][0]
+        assert plan.input_alignment == (8 if copied else 4)  # 162 or 189 elements of 4 bytes
+        assert (plan.input_strides == x.stride()) is not copied
+    even = torch.randn(4 * 3 * 8 * 8 + 1)
+    moved = even[1:].view(4, 3, 8, 8)  # at an odd address, unlike any image of a batch
+    epiconv.fused_conv_epilogue(moved, weight)
+    assert core.runs[-1][0].input_alignment == 16
+
+
+def test_what_is_left_out(nvrtc):
     strides = (64 * 256, 256, 16, 1)
     plan = _core.make_conv_plan(
         *(

@@ -1,6 +1,7 @@
 """torch's convolution as this library uses it: without bias, at a stated precision, in a stated layout."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -26,7 +27,8 @@ def convolve(input: torch.Tensor, weight: torch.Tensor, arguments: ConvArguments
     Without a precision it is torch's own, with the math of `torch.backends.cudnn.conv.fp32_precision`.
     With one, the forward convolution multiplies as asked; its gradients are torch's, of the rounded values,
     with the math of torch's settings. Where batch-invariant algorithms are asked for, it is called for each
-    image alone, of a copy, whose address allows torch's kernels the same as any other's.
+    image alone, of a copy, whose address allows torch's kernels the same as any other's, and of those only
+    deterministic ones run.
 
     Args:
         input: (N, C, spatial…) or (C, spatial…).
@@ -38,10 +40,21 @@ def convolve(input: torch.Tensor, weight: torch.Tensor, arguments: ConvArguments
     """
     if not are_batch_invariant_algorithms_enabled():
         return _convolve_at_once(input, weight, arguments)
-    if input.dim() != weight.dim() or input.shape[0] == 0:
-        return _convolve_at_once(input.clone(), weight, arguments)
-    images = [input[i : i + 1].clone() for i in range(input.shape[0])]
-    return torch.cat([_convolve_at_once(image, weight, arguments) for image in images])
+    with _deterministic_cudnn():
+        if input.dim() != weight.dim() or input.shape[0] == 0:
+            return _convolve_at_once(input.clone(), weight, arguments)
+        images = [input[i : i + 1].clone() for i in range(input.shape[0])]
+        return torch.cat([_convolve_at_once(image, weight, arguments) for image in images])
+
+
+@contextmanager
+def _deterministic_cudnn() -> Iterator[None]:
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 def _convolve_at_once(input: torch.Tensor, weight: torch.Tensor, arguments: ConvArguments) -> torch.Tensor:

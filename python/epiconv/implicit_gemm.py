@@ -25,7 +25,7 @@ import torch
 from epiconv import _core, _torch_private, compiler, packed_weights, search
 from epiconv.arguments import ConvArguments, check_word
 from epiconv.batch_invariance import are_batch_invariant_algorithms_enabled
-from epiconv.convolution import output_maker
+from epiconv.convolution import output_format, output_maker
 from epiconv.core_tensors import address, dtype_name, operand_layout, operand_reader
 from epiconv.fallback import why_not_fused
 from epiconv.packed_weights import OwnPackedWeights, packing_of
@@ -94,6 +94,13 @@ def _alignment(location: int) -> int:
     return min(location & -location, _ALIGNMENT) or _ALIGNMENT
 
 
+def _image_strides(batched: torch.Tensor) -> tuple[int, ...]:
+    """Strides of a batch of such images, in channels_last if torch takes it for that, without gaps."""
+    layout = output_format(batched, batched, None)
+    strides: tuple[int, ...] = torch.empty(batched.shape, device="meta", memory_format=layout).stride()
+    return strides
+
+
 class ImplicitGemm:
     """One kernel for tensors of one form, on a device that has kernels.
 
@@ -130,7 +137,14 @@ class ImplicitGemm:
         make_output = output_maker(shape, dtype, input.device, memory_format)
         output = output_maker(shape, dtype, torch.device("meta"), memory_format)()
         device = input.device
-        given = (dtype_name(input.dtype), batched.stride())
+        # Batch-invariant plans are for images without gaps between them, at addresses that divide by what
+        # those of all images do: so they are the same for each part of a batch.
+        given = {False: batched.stride(), True: _image_strides(batched)}
+        dense = all(
+            extent == 1 or stride == wanted
+            for extent, stride, wanted in zip(batched.shape, *given.values(), strict=True)
+        )
+        self._image_alignment = _alignment(batched[:1].numel() * input.element_size())
         bias_layout = None if bias is None else operand_layout(bias)
         operand_layouts = [operand_layout(operand) for operand in operands]
         wanted = (dtype_name(dtype), (output if batched is input else output.unsqueeze(0)).stride())
@@ -139,7 +153,8 @@ class ImplicitGemm:
             family: str, compile: str, math: str, alignment: int, batch_invariant: bool
         ) -> tuple[Any, ...]:
             return (
-                *(problem, math, *given, alignment, arguments.padding_mode, program.core),
+                *(problem, math, dtype_name(input.dtype), given[batch_invariant], alignment),
+                *(arguments.padding_mode, program.core),
                 *(bias_layout, operand_layouts, *wanted),
                 *(torch.cuda.get_device_capability(device), family, compile, batch_invariant),
             )
@@ -169,7 +184,15 @@ class ImplicitGemm:
                 for tensor in (bias, *operands)
             ),
         )
-        self.run = self._prepare_run(weight, operands, input.device, make_output, otherwise)
+        image_alignment, is_batched = self._image_alignment, batched is input
+
+        def like_others(input: torch.Tensor) -> torch.Tensor:
+            if dense and address(input) % image_alignment == 0:
+                return input
+            copy = torch.empty_strided(batched.shape, given[True], dtype=input.dtype, device=device)
+            return copy.copy_(input if is_batched else input.unsqueeze(0))
+
+        self.run = self._prepare_run(weight, operands, like_others, make_output, otherwise)
 
     def plan(self, input: torch.Tensor) -> "_core.ConvPlan | str":
         """The core's plan for this input, with the settings of now, or the reason why there is none.
@@ -273,7 +296,8 @@ class ImplicitGemm:
 
     def _plan_of(self, family: str, compile: str, math: str, location: int) -> "_core.ConvPlan | str":
         batch_invariant = are_batch_invariant_algorithms_enabled()
-        key = family, compile, math, _alignment(location), batch_invariant
+        alignment = self._image_alignment if batch_invariant else _alignment(location)
+        key = family, compile, math, alignment, batch_invariant
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = self._make_plan(*key)
@@ -305,7 +329,7 @@ class ImplicitGemm:
         self,
         planned_weight: torch.Tensor,
         planned_operands: Sequence[torch.Tensor],
-        device: torch.device,
+        like_others: Callable[[torch.Tensor], torch.Tensor],
         make_output: Callable[[], torch.Tensor],
         otherwise: RunCall,
     ) -> RunCall:
@@ -313,6 +337,7 @@ class ImplicitGemm:
         raw_stream, current_device = _torch_private.raw_stream, _torch_private.current_cuda_device
         conv_precision = _torch_private.conv_precision
         wants_compiled = compiler.is_wanted
+        device = self._device
         is_batch_invariant = are_batch_invariant_algorithms_enabled
         index = device.index
         addresses = operand_reader(planned_operands)
@@ -375,8 +400,11 @@ class ImplicitGemm:
             owner: OwnPackedWeights | None = None,
         ) -> torch.Tensor:
             math = own_math or ("tf32" if conv_precision() == "tf32" else "ieee")
-            source = address(input)
-            by_address = prepared[is_batch_invariant(), wants_compiled()][math]
+            batch_invariant = is_batch_invariant()
+            # Held to the end of this call: its memory is not handed out again before.
+            given = like_others(input) if batch_invariant else input
+            source = address(given)
+            by_address = prepared[batch_invariant, wants_compiled()][math]
             found = by_address[source & last_bits]
             if found is None:
                 if self._is_searched() and self._found(input) is None:

@@ -271,10 +271,16 @@ void check_any_batch(GeometryProblem p) {
   p.is_batch_invariant = true;
   Geometry first;
   p.batch = 1;
+  p.image_filter_operands = p.filter_operands;
+  p.stages_image_operand = p.stages_operand;
   if (!plan_geometry(p, first).empty()) return;
   ++seen[p.is_im2col ? "of any batch, im2col" : "of any batch, boxes"];
   for (const std::int64_t batch : {2, 3, 7, 32, 300}) {
     p.batch = batch;
+    // Of an image that is alone operands cannot be told apart that have an element, or image, for all of
+    // them.
+    p.filter_operands = batch % 2 == 0 ? 0 : p.image_filter_operands;
+    p.stages_operand = p.stages_image_operand && batch % 3 == 0;
     expectations::subject = text_of(p);
     Geometry g;
     const std::string why = plan_geometry(p, g);
@@ -285,6 +291,7 @@ void check_any_batch(GeometryProblem p) {
     if (g.is_im2col) check_walks(g);
     // All else is the same.
     g.batch = first.batch;
+    g.filter_operands = first.filter_operands;
     g.patches[0] = first.patches[0];
     g.position_tiles = first.position_tiles;
     g.im2col_workers = first.im2col_workers;

@@ -25,13 +25,22 @@ struct Machine {
     fill_steps(pass, pointers, steps.data());
   }
 
-  // Reads a block of the input and runs the first num_steps steps; the result is in `accumulator`.
+  // Reads a block of the input and runs the first num_steps steps; the result is in `accumulator`. They run
+  // over whole vectors, behind the block's end too: the vector version of a function may round otherwise than
+  // the one for a single element, and an element's bits are not to depend on where it lies.
   void run(const BlockPosition& position, int num_steps, T* accumulator) const {
+    constexpr int kVectors = 64;  // elements of the widest ones, or more
+    static_assert(kBlock % kVectors == 0);
+    const int count = (position.count + kVectors - 1) / kVectors * kVectors;
     T slots[kMaxLiveValues][kBlock];
     T arguments[3][kBlock];
-    read_block(pass.walk, pass.input, pointers.input, position, accumulator);
+    const auto read = [&](const Access& access, const void* data, T* values) {
+      read_block(pass.walk, access, data, position, values);
+      std::fill(values + position.count, values + count, T{});
+    };
+    read(pass.input, pointers.input, accumulator);
     const auto save = [&](int slot) {
-      if (slot >= 0) std::copy_n(accumulator, position.count, slots[slot]);
+      if (slot >= 0) std::copy_n(accumulator, count, slots[slot]);
     };
     save(pass.program.save_input);
     for (int i = 0; i < num_steps; ++i) {
@@ -47,10 +56,10 @@ struct Machine {
             sources[k] = slots[index];
             break;
           case Source::kNumber:
-            std::fill_n(arguments[k], position.count, step.number[k]);
+            std::fill_n(arguments[k], count, step.number[k]);
             break;
           case Source::kOperand:
-            read_block(pass.walk, pass.operands[index], pointers.operands[index], position, arguments[k]);
+            read(pass.operands[index], pointers.operands[index], arguments[k]);
         }
       }
       for (int k = step.num_values; k < 3; ++k) sources[k] = accumulator;  // not read, but must be readable
@@ -60,7 +69,6 @@ struct Machine {
         const T* c = sources[2];
         const T p = step.p;
         const T q = step.q;
-        const int count = position.count;
 #pragma GCC ivdep  // an argument is the accumulator itself or lies apart from it
         for (int j = 0; j < count; ++j) {
           accumulator[j] = Operation::forward(ops::Inputs<T>{a[j], b[j], c[j], p, q});

@@ -75,13 +75,12 @@ bool has_lines(const sm80::TensorLayout& tensor, int dims) {
   });
 }
 
-// The operand that is laid out like the output, element for element, or -1.
-int operand_like_output(const sm80::ImplicitConvProblem& problem) {
+// The operand that is laid out like the output, element for element, in dimensions from `first` on; or -1.
+int operand_like_output(const sm80::ImplicitConvProblem& problem, int first = 0) {
   for (int i = 0; i < kNumOperandPlaces; ++i) {
     const sm80::TensorLayout& operand = problem.operands[i];
     if (!problem.program.reads(i) || operand.dtype != problem.output.dtype) continue;
-    if (std::equal(std::begin(operand.strides), std::end(operand.strides),
-                   std::begin(problem.output.strides)))
+    if (std::equal(operand.strides + first, std::end(operand.strides), problem.output.strides + first))
       return i;
   }
   return -1;
@@ -132,9 +131,13 @@ sm80::GeometryProblem geometry_problem(const ConvPlanProblem& problem,
     result.output_clocks = compiled_clocks(problem, planned.staged_operand >= 0);
   }
   for (int i = 0; i < kNumOperandPlaces; ++i) {
-    const bool is_read = planned.program.reads(i);
-    result.filter_operands += is_read && sm80::is_of_filters(planned.operands[i]) ? 1 : 0;
+    if (!planned.program.reads(i)) continue;
+    sm80::TensorLayout of_image = planned.operands[i];
+    of_image.strides[0] = 0;
+    result.filter_operands += sm80::is_of_filters(planned.operands[i]) ? 1 : 0;
+    result.image_filter_operands += sm80::is_of_filters(of_image) ? 1 : 0;
   }
+  result.stages_image_operand = kind == Kind::kIm2col && operand_like_output(planned, 1) >= 0;
   return result;
 }
 
@@ -316,11 +319,16 @@ std::string Sm80Engine::plan(const ConvPlanProblem& given, Kind kind) {
   }
   problem_.program = with_gates(problem_.program, Gates::kAll);
   const Extents& extents = given.conv.output();
+  // What is asked of strides is asked of an image's too where it is alone, so that no plan depends on that.
+  const auto in_batch = [&](Extents of) {
+    if (given.is_batch_invariant) of[0] = std::max<std::int64_t>(of[0], 2);
+    return of;
+  };
   const DType stored = division_ == Division::kNone ? given.output_dtype : DType::kFloat32;
   problem_.math = given.math;
   problem_.padding_mode = given.padding_mode;
-  problem_.input = tensor_layout(given.input_dtype, given.conv.input(), given.input_strides);
-  problem_.output = tensor_layout(stored, extents, given.output_strides);
+  problem_.input = tensor_layout(given.input_dtype, in_batch(given.conv.input()), given.input_strides);
+  problem_.output = tensor_layout(stored, in_batch(extents), given.output_strides);
   const int element_bytes = given.math == ConvMath::kTf32 || given.math == ConvMath::kIeee ? 4 : 2;
   problem_.in_pieces = in_pieces(given, problem_.input, element_bytes);
   for (const PlacedOperand& operand : operands) {

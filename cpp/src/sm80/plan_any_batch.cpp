@@ -29,10 +29,13 @@ std::string plan_geometry(const GeometryProblem& p, Geometry& g) {
   if (!p.is_batch_invariant) return plan_for_batch(p, g);
   GeometryProblem usual = p;
   usual.batch = usual_batch(p);
+  usual.filter_operands = p.image_filter_operands;
+  usual.stages_operand = p.stages_image_operand;
   if (std::string why = plan_for_batch(usual, g); !why.empty()) return why;
   constexpr const char* kTooLarge = "the batch is too large for the kernel's 32-bit index arithmetic";
   if (p.batch > (kMostInt - g.tile_positions) / g.image_positions()) return kTooLarge;
   g.batch = p.batch;
+  g.filter_operands = p.filter_operands;  // no more than there was memory for
   g.patches[0] = Divisor(static_cast<std::uint32_t>(
       g.is_linear ? up(p.batch * g.image_positions(), g.tile_positions) : up(p.batch, g.patch(0))));
   std::int64_t tiles = 1;

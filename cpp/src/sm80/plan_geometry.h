@@ -26,11 +26,15 @@ struct GeometryProblem {
   bool stores_lines;       // and slices of lines can be stored by the copy engine
   bool in_pieces;          // pieces of the input's channels do
   int output_bytes;        // of an element of the output
-  bool stores_slices;    // of it the copy engine can store a tile's: all pixels follow each other, or images'
-  bool stages_operand;   // an operand that is laid out like it is brought the way that it is stored
-  bool has_warpgroups;   // that multiply, and not warps
-  bool is_im2col;        // these, of what the copy engine brings (im2col_conv.h)
-  int filter_operands;   // of the epilogue, that have one element for each filter
+  bool stores_slices;   // of it the copy engine can store a tile's: all pixels follow each other, or images'
+  bool stages_operand;  // an operand that is laid out like it is brought the way that it is stored
+  bool has_warpgroups;  // that multiply, and not warps
+  bool is_im2col;       // these, of what the copy engine brings (im2col_conv.h)
+  int filter_operands;  // of the epilogue, that have one element for each filter
+  // As of each image alone, for plans that do not depend on the batch: these operands, and whether one is
+  // like the output there.
+  int image_filter_operands;
+  bool stages_image_operand;
   int chunk_sums;        // of a thread, that the epilogue computes at once
   double output_clocks;  // of is_im2col: of a multiprocessor, that an output's epilogue takes
 };
