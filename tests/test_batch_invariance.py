@@ -121,6 +121,15 @@ def test_each_image_is_convolved_alone(monkeypatch):
         assert epiconv.fused_conv_epilogue(x[0], weight).shape == (6, 3, 3)
 
 
+def test_vmap_is_refused():
+    x, weight = torch.randn(3, 2, 4, 5, 5), torch.randn(6, 4, 3, 3)
+    over = torch.vmap(lambda image: epiconv.fused_conv_epilogue(image, weight))
+    with pytest.raises(NotImplementedError, match="put them into one batch, or call for each alone"):
+        over(x)
+    epiconv.use_batch_invariant_algorithms(False)
+    assert over(x).shape == (3, 2, 6, 3, 3)
+
+
 def test_explain_says_so():
     x, weight = torch.randn(3, 4, 5, 5), torch.randn(6, 4, 3, 3)
     why = "batch-invariant algorithms are asked for: torch's convolution is called for each image alone"

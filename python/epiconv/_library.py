@@ -22,6 +22,7 @@ import torch
 
 from epiconv import _torch_private
 from epiconv.arguments import ConvArguments, channels_last
+from epiconv.batch_invariance import are_batch_invariant_algorithms_enabled
 from epiconv.call import Call, decompose, fake_result
 from epiconv.form_cache import FormCache
 from epiconv.program import Program
@@ -127,6 +128,15 @@ def _decompose(
     return decompose(input, weight, bias, operands, _program(program), _conv_arguments(weight, rest))
 
 
+def _batched(*arguments: Any) -> torch.Tensor:
+    if are_batch_invariant_algorithms_enabled():
+        raise NotImplementedError(
+            "batch-invariant algorithms are asked for, and torch.vmap computes its examples together: put them "
+            "into one batch, or call for each alone"
+        )
+    return _decompose(*arguments)
+
+
 def _autograd(keys: Any, input: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
     bias, operands = rest[0], rest[1] or ()
     rest = (bias, operands, *rest[2:])
@@ -177,5 +187,5 @@ for _device_key in ("CPU", "CUDA"):
     _LIBRARY.impl(_NAME, _kernel, _device_key)
     _LIBRARY.impl(_NAME, _autocast(_device_key.lower()), f"Autocast{_device_key}")
 _LIBRARY.impl(_NAME, _autograd, "Autograd", with_keyset=True)
-_LIBRARY.impl(_NAME, _decompose, "FuncTorchBatched")
+_LIBRARY.impl(_NAME, _batched, "FuncTorchBatched")
 torch.library.register_fake(f"epiconv::{_NAME}", _fake, lib=_LIBRARY)

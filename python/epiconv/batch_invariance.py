@@ -9,13 +9,15 @@ threads:
 
 - kernels of ours are planned as for one usual batch, share no steps of a tile, and are chosen by a fixed
   order of families (im2col, compiled, portable) instead of by time; those of sm_90a that are compiled
-  beforehand are left out, since they choose by the batch. `explain` says so in `why`.
+  beforehand are left out, since they choose by the batch. `explain` says so in `why`. Images with gaps
+  between them, or at addresses that no image of such a batch has, are copied first.
 - torch's convolution, where none of ours runs (float64, the CPU, algorithm="cudnn"), is called image by
-  image: always right, and slow on a GPU for large batches of small images.
+  image, with `torch.backends.cudnn.deterministic` set meanwhile: always right, and slow on a GPU for large
+  batches of small images.
 
 Statistics of a GroupNorm are of one image each, and in an order of their own, with or without it. What a
 gradient sums up over images depends on the batch by its meaning; the forward computation of training is
-image by image. A graph of torch.compile in which a gradient is wanted keeps the setting that it was traced
+image by image. `torch.vmap` is refused. A graph of torch.compile in which a gradient is wanted keeps the setting that it was traced
 with.
 """
 
