@@ -131,8 +131,8 @@ def _decompose(
 def _batched(*arguments: Any) -> torch.Tensor:
     if are_batch_invariant_algorithms_enabled():
         raise NotImplementedError(
-            "batch-invariant algorithms are asked for, and torch.vmap computes its examples together: put them "
-            "into one batch, or call for each alone"
+            "batch-invariant algorithms are asked for, and torch.vmap computes its examples together: put "
+            "them into one batch, or call for each alone"
         )
     return _decompose(*arguments)
 
