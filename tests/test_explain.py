@@ -81,16 +81,45 @@ def test_transposed_flops_count_no_inserted_zeros():
     assert plan.flops == 2 * X.numel() * 6 * 9
 
 
-def test_why_plain_torch_runs():
-    weight = WEIGHT.clone().requires_grad_()
-    plan = epiconv.explain(X, weight, BIAS, epilogue=[ops.relu(), ops.mul(2.0)])
+@pytest.mark.gpu
+def test_why_plain_torch_runs(cuda):
+    weight = WEIGHT.to(cuda).requires_grad_()
+    x, bias = X.to(cuda), BIAS.to(cuda)
+    plan = epiconv.explain(x, weight, bias, epilogue=[ops.relu(), ops.mul(2.0)])
     assert (plan.path, plan.kernel) == ("torch", "torch: convolution, bias and 2 operations")
-    assert "requires grad" in dict(plan.refused)["cpu"]
+    assert "requires grad" in dict(plan.refused)["cudnn+epilogue"]
+    assert plan.saved == ""
     with torch.no_grad():
-        assert epiconv.explain(X, weight, BIAS).path == "cpu"
+        assert epiconv.explain(x, weight, bias).path != "torch"
+
+
+def test_plain_torch_runs_for_meta_tensors():
     meta = epiconv.explain(X.to("meta"), WEIGHT.to("meta"))
     assert meta.path == "torch"
     assert meta.device.type == "meta"
+
+
+def test_what_is_saved_for_the_backward_pass():
+    weight = WEIGHT.clone().requires_grad_()
+
+    def saved(*operations, **words):
+        plan = epiconv.explain(X, weight, BIAS, epilogue=list(operations), **words)
+        assert plan.path == "cpu"
+        assert "requires grad" in dict(plan.refused)["implicit_gemm"]
+        assert (f"\nsaved     {plan.saved}\n" in str(plan)) == bool(plan.saved)
+        return plan.saved
+
+    y = F.conv2d(X, WEIGHT)
+    conv = f"the convolution's output, {y.numel() * y.element_size() / 1e6:.3f} MB"
+    assert saved(ops.mul(2.0)) == "nothing"
+    assert saved(ops.mul(2.0), save="conv") == "nothing"
+    assert saved(ops.relu()) == "the result"
+    assert saved(ops.relu(), save="conv") == conv
+    assert saved(ops.gelu()) == conv
+    assert saved(ops.gelu(), save="recompute") == "nothing; the convolution is run again"
+    with torch.no_grad():
+        plan = epiconv.explain(X, weight, BIAS, epilogue=[ops.gelu()])
+        assert plan.saved == "" and "saved" not in str(plan)
 
 
 def test_nothing_runs_for_an_empty_result():

@@ -107,12 +107,26 @@ def test_a_mode_sees_one_operator():
     assert torch.equal(got, fused(X, WEIGHT, BIAS, SCALE))
 
 
-def test_a_mode_sees_plain_operations_where_gradients_are_wanted():
+def test_a_mode_sees_the_operators_of_training():
+    weight = WEIGHT.clone().requires_grad_()
     with Recorder() as recorder:
-        got = fused(X, WEIGHT.clone().requires_grad_(), BIAS, SCALE)
-    assert OPERATOR not in recorder.seen
-    assert torch.ops.aten.convolution.default in recorder.seen
+        got = fused(X, weight, BIAS, SCALE)
+    assert recorder.seen == [torch.ops.epiconv.fused_conv_epilogue_training.default]
     close(got, plain(X, WEIGHT, BIAS, SCALE))
+    with Recorder() as recorder:
+        got.sum().backward()
+    ours = [f for f in recorder.seen if f.namespace == "epiconv"]
+    assert ours == [torch.ops.epiconv.epilogue_backward.default]
+    assert torch.ops.aten.convolution_backward.default in recorder.seen
+
+
+@pytest.mark.gpu
+def test_a_mode_sees_plain_operations_where_gradients_are_wanted_on_the_card(cuda):
+    with Recorder() as recorder:
+        got = fused(X.to(cuda), WEIGHT.to(cuda).requires_grad_(), BIAS.to(cuda), SCALE.to(cuda))
+    assert not [f for f in recorder.seen if f.namespace == "epiconv"]
+    assert torch.ops.aten.convolution.default in recorder.seen
+    close(got.cpu(), plain(X, WEIGHT, BIAS, SCALE))
 
 
 def test_a_subclass_goes_by_the_operator():

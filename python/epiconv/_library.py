@@ -1,13 +1,13 @@
 """The operator `torch.ops.epiconv.fused_conv_epilogue`: what tracers, modes and transforms see.
 
 It is functional: it writes none of its arguments, and its result is a new tensor. The program crosses as
-text. Its layout is an argument, decided before the call, so that real and fake kernels agree whatever
-strides a compiler gives to dimensions of one element.
+text.
 
     kernel              does
     CPU, CUDA           what a `Call` chooses
     fake, Meta          shape, dtype and strides
-    Autograd            plain torch operations where a derivative is wanted, else the kernels above
+    Autograd            where a gradient is wanted, the operators of `_training_library` on the CPU and plain
+                        torch operations elsewhere; where none is, the kernels above
     Autocast            casts input, weight and bias, as torch does for its convolutions
     FuncTorchBatched    plain torch operations, for vmap
 
@@ -15,44 +15,23 @@ Code that AOTInductor made passes an empty list of operands as None.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Final
 
 import torch
 
-from epiconv import _torch_private
-from epiconv.arguments import ConvArguments, channels_last
+from epiconv import _torch_private, _training_library  # noqa: F401 - registers its operators
+from epiconv.arguments import ConvArguments
 from epiconv.batch_invariance import are_batch_invariant_algorithms_enabled
 from epiconv.call import Call, decompose, fake_result
 from epiconv.form_cache import FormCache
-from epiconv.program import Program
+from epiconv.operator_schema import CONV_SCHEMA, conv_arguments, flat_arguments, program_of
+from epiconv.training import Training, apply_training, trains
 
 _NAME: Final = "fused_conv_epilogue"
-_SCHEMA: Final = (
-    f"{_NAME}(Tensor input, Tensor weight, Tensor? bias, Tensor[] operands, str program, SymInt[] stride, "
-    "SymInt[] padding_begin, SymInt[] padding_end, SymInt[] dilation, SymInt groups, bool transposed, "
-    "SymInt[] output_padding, str padding_mode, str? precision, str algorithm, bool channels_last, "
-    "ScalarType? dtype) -> Tensor"
-)
-_BEFORE_MEMORY_FORMAT: Final = ConvArguments._fields.index("memory_format")
 
 _calls: Final[FormCache[Call]] = FormCache()
 
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, Sequence[torch.Tensor]]
-
-
-@lru_cache(maxsize=1024)
-def _program(text: str) -> Program:
-    return Program(text)
-
-
-def _conv_arguments(weight: torch.Tensor, rest: Sequence[Any]) -> ConvArguments:
-    """What follows the program in the schema, as `ConvArguments`."""
-    given: list[Any] = [tuple(value) if isinstance(value, list) else value for value in rest]
-    in_channels_last = given[_BEFORE_MEMORY_FORMAT]
-    layout = channels_last(weight.dim() - 2) if in_channels_last else torch.contiguous_format
-    given[_BEFORE_MEMORY_FORMAT] = layout
-    return ConvArguments._make(given)
 
 
 def call_operator(
@@ -81,9 +60,7 @@ def call_operator(
         bias,
         list(operands),
         program,
-        *arguments[:_BEFORE_MEMORY_FORMAT],
-        memory_format != torch.contiguous_format,
-        arguments.dtype,
+        *flat_arguments(arguments, memory_format),
     )
     return result
 
@@ -96,12 +73,12 @@ def _kernel(
     program: str,
     *rest: Any,
 ) -> torch.Tensor:
-    arguments, operands = _conv_arguments(weight, rest), operands or ()
+    arguments, operands = conv_arguments(weight, rest), operands or ()
     tensors = [tensor for tensor in (input, weight, bias, *operands) if tensor is not None]
     key = (input.shape, bias is None, program, arguments, torch.get_default_dtype())
     call = _calls.get(key, tensors)
     if call is None:
-        call = Call(input, weight, bias, operands, _program(program), arguments)
+        call = Call(input, weight, bias, operands, program_of(program), arguments)
         _calls.keep(key, tensors, call)
     return call.run(input, weight, bias, operands)
 
@@ -114,7 +91,7 @@ def _fake(
     program: str,
     *rest: Any,
 ) -> torch.Tensor:
-    return fake_result(input, weight, bias, operands, _program(program), _conv_arguments(weight, rest))
+    return fake_result(input, weight, bias, operands, program_of(program), conv_arguments(weight, rest))
 
 
 def _decompose(
@@ -125,7 +102,7 @@ def _decompose(
     program: str,
     *rest: Any,
 ) -> torch.Tensor:
-    return decompose(input, weight, bias, operands, _program(program), _conv_arguments(weight, rest))
+    return decompose(input, weight, bias, operands, program_of(program), conv_arguments(weight, rest))
 
 
 def _batched(*arguments: Any) -> torch.Tensor:
@@ -142,8 +119,17 @@ def _autograd(keys: Any, input: torch.Tensor, weight: torch.Tensor, *rest: Any) 
     rest = (bias, operands, *rest[2:])
     tensors = [tensor for tensor in (input, weight, bias, *operands) if tensor is not None]
     wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if wanted or _torch_private.has_tangent(tensors) or not _torch_private.can_redispatch:
+    if _torch_private.has_tangent(tensors) or not _torch_private.can_redispatch:
         return _decompose(input, weight, *rest)
+    if wanted:
+        program, arguments = program_of(rest[2]), conv_arguments(weight, rest[3:])
+        is_wrong = len(operands) != program.num_operands
+        if is_wrong or not trains(input.device, arguments) or _torch_private.transforms_active():
+            return _decompose(input, weight, *rest)
+        layout = arguments.memory_format or torch.contiguous_format
+        training = Training(input, weight, bias, operands, program, arguments, layout)
+        if not training.gives_none:
+            return apply_training(training, input, weight, bias, *operands)
     overload = torch.ops.epiconv.fused_conv_epilogue.default
     return _torch_private.redispatch_below_autograd(overload, keys, (input, weight, *rest))
 
@@ -182,7 +168,7 @@ def _autocast(device_type: str) -> Any:
 
 
 _LIBRARY: Final[Any] = torch.library.Library("epiconv", "DEF")  # type: ignore[no-untyped-call]
-_LIBRARY.define(_SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
+_LIBRARY.define(f"{_NAME}({CONV_SCHEMA}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
 for _device_key in ("CPU", "CUDA"):
     _LIBRARY.impl(_NAME, _kernel, _device_key)
     _LIBRARY.impl(_NAME, _autocast(_device_key.lower()), f"Autocast{_device_key}")

@@ -35,6 +35,7 @@ _after_autograd_keys: Final = _find("_C._after_autograd_keyset")
 _fp32_precision: Final = _find("_C._get_fp32_precision_getter")
 _cudnn_benchmark: Final = _find("_C._get_cudnn_benchmark")
 _select_conv_backend: Final = _find("_C._select_conv_backend")
+_has_storage: Final = _find("_C._has_storage")
 _sleep: Final = _find("cuda._sleep")
 
 _SEES_ALL: Final = None not in (
@@ -68,6 +69,27 @@ does not see."""
 interposed: Final[Callable[[], bool]] = _interposed if _SEES_ALL else _always
 """Whether something may stand between a call and its kernels: what `modes_active` tells, autocast, a
 functorch transform, a tracer. `torch.compile` is asked for elsewhere."""
+
+
+def _transforms_active() -> bool:
+    return _transform_level() is not None
+
+
+transforms_active: Final[Callable[[], bool]] = _always if _transform_level is None else _transforms_active
+"""Whether a transform of torch.func is active."""
+
+
+def has_storage(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has memory of its own, as one of a batch of gradients (`is_grads_batched`) has not.
+
+    Args:
+        tensor: any.
+
+    Example:
+        >>> has_storage(torch.zeros(1))
+        True
+    """
+    return _has_storage is None or bool(_has_storage(tensor))
 
 
 def _compiled_guards(tensors: Sequence[torch.Tensor]) -> Callable[..., bool]:

@@ -17,6 +17,7 @@ FLOATING: Final = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 PRECISIONS: Final = ("ieee", "tf32", "bf16", "fp16")
 ALGORITHMS: Final = ("auto", "implicit_gemm", "cudnn")
+SAVES: Final = ("auto", "conv", "recompute")
 PADDING_MODES: Final = ("zeros", "reflect", "replicate", "circular")
 
 _CHANNELS_LAST: Final = {1: None, 2: torch.channels_last, 3: torch.channels_last_3d}
@@ -40,6 +41,7 @@ class ConvArguments(NamedTuple):
     algorithm: str
     memory_format: torch.memory_format | None
     dtype: torch.dtype | None
+    save: str = "auto"
 
 
 def channels_last(rank: int) -> torch.memory_format | None:
@@ -127,6 +129,7 @@ def normalise(
     algorithm: str,
     memory_format: torch.memory_format | None,
     dtype: torch.dtype | None,
+    save: str = "auto",
 ) -> ConvArguments:
     """The arguments with one entry per spatial dimension, and with words that are known.
 
@@ -151,6 +154,7 @@ def normalise(
     if precision is not None:
         check_word("precision", precision, PRECISIONS)
     check_word("algorithm", algorithm, ALGORITHMS)
+    check_word("save", save, SAVES)
     if transposed and padding_mode != "zeros":
         raise ValueError(f"padding_mode={padding_mode!r} is for convolutions; a transposed one takes 'zeros'")
     if memory_format is not None:
@@ -178,6 +182,7 @@ def normalise(
         algorithm,
         memory_format,
         dtype,
+        save,
     )
 
 

@@ -198,7 +198,7 @@ class Call:
         self, y: torch.Tensor, bias: torch.Tensor | None, operands: Sequence[torch.Tensor]
     ) -> RunPass:
         """What runs the pass behind a convolution that wrote like this one."""
-        planned, in_place = self._plan(y, bias, operands)
+        planned, in_place = self.plan_pass(y, bias, operands)
         if in_place:
             return planned.run
         return lambda y, bias, operands: planned.run(y, bias, operands, self.empty_result(y.device))
@@ -226,16 +226,22 @@ class Call:
         """The core's plan, for a convolution's output laid out by torch's rule."""
         layout = output_format(input, weight, None)
         y = empty_output(self.shape, input.dtype, torch.device("meta"), layout)
-        return self._plan(y, bias, operands, input.device)[0].plan
+        return self.plan_pass(y, bias, operands, input.device)[0].plan
 
-    def _plan(
+    def plan_pass(
         self,
         y: torch.Tensor,
         bias: torch.Tensor | None,
         operands: Sequence[torch.Tensor],
         device: torch.device | None = None,
     ) -> tuple[EpiloguePass, bool]:
-        """The pass, and whether it runs in place."""
+        """The pass behind a convolution, and whether it can run in place.
+
+        Args:
+            y: of the form of what the convolution wrote.
+            bias, operands: of the form that the call was prepared for.
+            device: where it runs; y's by default.
+        """
         batched = y if self.batched else y.unsqueeze(0)
         in_place = y.dtype == self.dtype and batched.is_contiguous(memory_format=self.memory_format)
         target = y.stride() if in_place else self.empty_result(torch.device("meta")).stride()

@@ -57,11 +57,21 @@ def _deterministic_cudnn() -> Iterator[None]:
         torch.backends.cudnn.deterministic = before
 
 
-def _convolve_at_once(input: torch.Tensor, weight: torch.Tensor, arguments: ConvArguments) -> torch.Tensor:
+def pad_input(input: torch.Tensor, arguments: ConvArguments) -> tuple[torch.Tensor, Sequence[int]]:
+    """The input as torch's convolution takes it, and the padding that is left to torch.
+
+    Args:
+        input: (N, C, spatial…) or (C, spatial…).
+        arguments: `normalise`d.
+    """
     padding: Sequence[int] = arguments.padding_begin
-    if arguments.padding_mode != "zeros" or padding != arguments.padding_end:
-        input = _pad(input, arguments)
-        padding = (0,) * len(padding)
+    if arguments.padding_mode == "zeros" and padding == arguments.padding_end:
+        return input, padding
+    return _pad(input, arguments), (0,) * len(padding)
+
+
+def _convolve_at_once(input: torch.Tensor, weight: torch.Tensor, arguments: ConvArguments) -> torch.Tensor:
+    input, padding = pad_input(input, arguments)
     if arguments.precision is not None:
         return _convolve_at(arguments.precision, input, weight, padding, arguments)
     return _torch_convolution(input, weight, padding, arguments)
@@ -185,11 +195,8 @@ def _convolve_at(
 
     bf16 and fp16 values are exact in TF32, so that rounding first and multiplying in TF32 is that math.
     """
-    # Without cuDNN, torch multiplies on the card with other kernels, which know no TF32.
-    on_tensor_cores = input.device.type == "cuda" and torch.backends.cudnn.enabled
-    if precision in ("bf16", "fp16") or (precision == "tf32" and not on_tensor_cores):
-        input, weight = round_to(input, precision), round_to(weight, precision)
-    if input.device.type == "cpu" and _onednn_reduces():
+    input, weight = round_factors(precision, input, weight)
+    if input.device.type == "cpu" and onednn_reduces():
         return _torch_convolution(input.double(), weight.double(), padding, arguments).float()
     if input.device.type != "cuda":
         return _torch_convolution(input, weight, padding, arguments)
@@ -208,7 +215,23 @@ def _convolve_at(
     return result if batched is input else result.squeeze(0)
 
 
-def _onednn_reduces() -> bool:
+def round_factors(
+    precision: str, input: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input and weight rounded to what a precision multiplies, unless the convolution itself does that.
+
+    Args:
+        precision: of `PRECISIONS`.
+        input, weight: float32.
+    """
+    # Without cuDNN, torch multiplies on the card with other kernels, which know no TF32.
+    on_tensor_cores = input.device.type == "cuda" and torch.backends.cudnn.enabled
+    if precision in ("bf16", "fp16") or (precision == "tf32" and not on_tensor_cores):
+        return round_to(input, precision), round_to(weight, precision)
+    return input, weight
+
+
+def onednn_reduces() -> bool:
     """Whether torch has been told to let float32 convolutions on the CPU multiply in less."""
     settings = torch.backends.mkldnn.conv  # type: ignore[attr-defined]
     return settings.fp32_precision in ("tf32", "bf16")

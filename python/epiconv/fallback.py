@@ -112,6 +112,32 @@ class EpiloguePass:
 
         return run
 
+    def run_with_statistics(
+        self,
+        y: torch.Tensor,
+        bias: torch.Tensor | None,
+        operands: Sequence[torch.Tensor],
+        output: torch.Tensor,
+        mean: torch.Tensor,
+        rstd: torch.Tensor,
+    ) -> None:
+        """`run` on the CPU, of a program with a GroupNorm, whose statistics it gives.
+
+        Args:
+            y, bias, operands: of the form planned for.
+            output: where the result goes, y or another tensor.
+            mean, rstd: (N, groups), of the dtype that the program computes in.
+        """
+        self.plan.run_with_statistics(
+            address(y),
+            address(output),
+            0 if bias is None else address(bias),
+            address(mean),
+            address(rstd),
+            torch.get_num_threads(),
+            *operand_reader(operands)(operands),
+        )
+
     def _on_cuda(self, planned_operands: Sequence[torch.Tensor], device: torch.device) -> RunPass:
         launch = self.plan.run
         addresses = operand_reader(planned_operands)

@@ -16,6 +16,7 @@ from epiconv.form_cache import FormCache, are_plain
 from epiconv.implicit_gemm import RunCall
 from epiconv.packed_weights import OwnPackedWeights
 from epiconv.program import Program, bind_epilogue, epilogue_text
+from epiconv.training import prepare_training
 
 _runs: Final[FormCache[RunCall]] = FormCache()
 _passes: Final[FormCache[EpiloguePass]] = FormCache()
@@ -32,6 +33,7 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "algorithm": "auto",
     "memory_format": None,
     "dtype": None,
+    "save": "auto",
 }
 _DEFAULT_ARGUMENTS: Final = tuple(_DEFAULTS.values())
 
@@ -53,12 +55,13 @@ def fused_conv_epilogue(
     algorithm: str = "auto",
     memory_format: torch.memory_format | None = None,
     dtype: torch.dtype | None = None,
+    save: str = "auto",
 ) -> torch.Tensor:
     """Convolution, bias and an elementwise epilogue in one call.
 
     Computes `epilogue(conv(input, weight) + bias)`. Bias and epilogue are one pass in float32 (float64
-    tensors: float64) that rounds once, when it stores. Where a gradient is wanted, plain torch operations
-    run instead, with the same values up to rounding.
+    tensors: float64) that rounds once, when it stores. On CUDA plain torch operations run instead where a
+    gradient is wanted, with the same values up to rounding.
 
     Args:
         input: (N, C, spatial…) or (C, spatial…), one to three spatial dimensions; float32, float16,
@@ -84,6 +87,10 @@ def fused_conv_epilogue(
         memory_format: of the result, `torch.contiguous_format` or channels_last. None: channels_last if
             input or weight is, as torch's convolutions. An operand's layout never counts.
         dtype: of the result, floating. None: what torch's type promotion gives the chain.
+        save: what is kept for the backward pass besides inputs and operands, on the CPU. "auto": nothing
+            where the chain's derivative needs no value of it, the result where that tells enough, as behind
+            a relu, else the convolution's output. "conv": that, where any value is needed. "recompute":
+            nothing; the convolution is run again.
 
     Returns:
         (N, K, spatial…), or (K, spatial…) for an input without N.
@@ -113,6 +120,7 @@ def fused_conv_epilogue(
         algorithm,
         memory_format,
         dtype,
+        save,
     )
     return fused_in_module(input, weight, bias, epilogue, arguments, None)
 
@@ -197,8 +205,9 @@ def _prepare(
 ) -> RunCall:
     """What runs for tensors of this form, in the grad mode of now."""
     call = Call(input, weight, bias, operands, program, normalise(weight, *arguments))
-    wanted = torch.is_grad_enabled() and wants_grad((input, weight, bias, *operands))
-    return call.decompose if wanted else call.run
+    if torch.is_grad_enabled() and wants_grad((input, weight, bias, *operands)):
+        return prepare_training(call, input, weight, bias, operands)
+    return call.run
 
 
 def wants_grad(tensors: Sequence[torch.Tensor | None]) -> bool:

@@ -13,6 +13,8 @@ the epilogue belong to the module too, and move with it (`to`, `half`, `load_sta
 - `from_module` keeps the modules that it was given, as the submodule `following`; their parameters are
   the operands, under `following.0.weight` and so on.
 
+The attribute `save`, of the constructor's argument, says what is kept for the backward pass.
+
 On the path "implicit_gemm" a module keeps the packed weight, which is neither in its `state_dict` nor in
 copies and pickles of it; `repack()` says which writes to a weight a call cannot see.
 """
@@ -25,6 +27,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from epiconv import _torch_private
+from epiconv.arguments import SAVES, check_word
 from epiconv.functional import fused_in_module
 from epiconv.packed_weights import PackingModule
 from epiconv.program import BoundProgram, PartialProgram, Program, bind_epilogue
@@ -41,8 +44,10 @@ class _FusedModule(PackingModule):
     _program: Program
     _operand_names: tuple[str, ...]
 
-    def __init__(self, *args: Any, epilogue: Any = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, epilogue: Any = None, save: str = "auto", **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_word("save", save, SAVES)
+        self.save = save
         self._set_epilogue(epilogue)
 
     def _set_epilogue(self, epilogue: Any) -> None:
@@ -78,7 +83,7 @@ class _FusedModule(PackingModule):
         own: Any = self
         arguments = (
             *(own.stride, own.padding, own.dilation, own.groups, self._transposed, output_padding),
-            *(own.padding_mode, None, "auto", None, None),
+            *(own.padding_mode, None, "auto", None, None, self.save),
         )
         return fused_in_module(input, own.weight, own.bias, self.epilogue, arguments, self._packed)
 
@@ -194,7 +199,7 @@ class FusedConv1d(_FusedConvolution, nn.Conv1d):
 
     Args:
         args, kwargs: those of `torch.nn.Conv1d`.
-        epilogue: as of `fused_conv_epilogue`; operands broadcast against (N, K, Q).
+        epilogue, save: as of `fused_conv_epilogue`; operands broadcast against (N, K, Q).
 
     Raises:
         TypeError, ValueError: as `torch.nn.Conv1d`; `epilogue` is no epilogue.
@@ -212,7 +217,7 @@ class FusedConv2d(_FusedConvolution, nn.Conv2d):
 
     Args:
         args, kwargs: those of `torch.nn.Conv2d`.
-        epilogue: as of `fused_conv_epilogue`; operands broadcast against (N, K, P, Q).
+        epilogue, save: as of `fused_conv_epilogue`; operands broadcast against (N, K, P, Q).
 
     Raises:
         TypeError, ValueError: as `torch.nn.Conv2d`; `epilogue` is no epilogue.
@@ -230,7 +235,7 @@ class FusedConv3d(_FusedConvolution, nn.Conv3d):
 
     Args:
         args, kwargs: those of `torch.nn.Conv3d`.
-        epilogue: as of `fused_conv_epilogue`; operands broadcast against (N, K, D, P, Q).
+        epilogue, save: as of `fused_conv_epilogue`; operands broadcast against (N, K, D, P, Q).
 
     Raises:
         TypeError, ValueError: as `torch.nn.Conv3d`; `epilogue` is no epilogue.
@@ -248,7 +253,7 @@ class FusedConvTranspose1d(_FusedTransposedConvolution, nn.ConvTranspose1d):
 
     Args:
         args, kwargs: those of `torch.nn.ConvTranspose1d`.
-        epilogue: as of `fused_conv_epilogue`; operands broadcast against (N, K, Q).
+        epilogue, save: as of `fused_conv_epilogue`; operands broadcast against (N, K, Q).
 
     Raises:
         TypeError, ValueError: as `torch.nn.ConvTranspose1d`; `epilogue` is no epilogue.
@@ -266,7 +271,7 @@ class FusedConvTranspose2d(_FusedTransposedConvolution, nn.ConvTranspose2d):
 
     Args:
         args, kwargs: those of `torch.nn.ConvTranspose2d`.
-        epilogue: as of `fused_conv_epilogue`; operands broadcast against (N, K, P, Q).
+        epilogue, save: as of `fused_conv_epilogue`; operands broadcast against (N, K, P, Q).
 
     Raises:
         TypeError, ValueError: as `torch.nn.ConvTranspose2d`; `epilogue` is no epilogue.
@@ -284,7 +289,7 @@ class FusedConvTranspose3d(_FusedTransposedConvolution, nn.ConvTranspose3d):
 
     Args:
         args, kwargs: those of `torch.nn.ConvTranspose3d`.
-        epilogue: as of `fused_conv_epilogue`; operands broadcast against (N, K, D, P, Q).
+        epilogue, save: as of `fused_conv_epilogue`; operands broadcast against (N, K, D, P, Q).
 
     Raises:
         TypeError, ValueError: as `torch.nn.ConvTranspose3d`; `epilogue` is no epilogue.

@@ -17,8 +17,10 @@ from epiconv.form_cache import are_plain
 from epiconv.functional import wants_grad
 from epiconv.implicit_gemm import refuse
 from epiconv.program import bind_epilogue
+from epiconv.training import Training, trains
 
 _LABEL_WIDTH: Final = 10
+_WANTS_GRADIENT: Final = "a tensor requires grad, and grad mode is on"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Plan:
         packing: for path "implicit_gemm" the format and size of the packed weight, and where it is kept;
             "" where none is, and for other paths.
         refused: (path, reason) of the paths that are not taken.
+        saved: what is kept for the backward pass besides inputs and operands; "" where no gradient is wanted,
+            and for path "torch", where torch keeps what its operations need.
         program: text of the epilogue.
         shape: of the result, (N, K, spatial…) or (K, spatial…).
         dtype: of the result.
@@ -70,6 +74,7 @@ class Plan:
     ways: tuple[tuple[str, float], ...]
     packing: str
     refused: tuple[tuple[str, str], ...]
+    saved: str
     program: str
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -92,6 +97,7 @@ class Plan:
             *([("ways", ", ".join(f"{way} {ms:.4f} ms" for way, ms in self.ways))] if self.ways else []),
             *([("packing", self.packing)] if self.packing else []),
             *[("not", f"{path}: {reason}") for path, reason in self.refused],
+            *([("saved", self.saved)] if self.saved else []),
             ("program", self.program or "(none)"),
             ("output", f"{self.shape} {self.dtype}, strides {self.strides}, {self.device}"),
             ("FLOPs", f"{self.flops / 1e9:.3f} G in {self.math}"),
@@ -121,6 +127,7 @@ def explain(
     algorithm: str = "auto",
     memory_format: torch.memory_format | None = None,
     dtype: torch.dtype | None = None,
+    save: str = "auto",
 ) -> Plan:
     """How `fused_conv_epilogue` would run with these arguments, in the grad and autocast mode of now.
 
@@ -149,7 +156,7 @@ def explain(
     arguments = normalise(
         weight,
         *(stride, padding, dilation, groups, transposed, output_padding, padding_mode),
-        *(precision, algorithm, memory_format, dtype),
+        *(precision, algorithm, memory_format, dtype, save),
     )
     call = Call(input, weight, bias, operands, program, arguments)
     tensors = [tensor for tensor in (input, weight, bias, *operands) if tensor is not None]
@@ -157,7 +164,8 @@ def explain(
     result = call.empty_result(torch.device("meta"))
     is_empty = result.numel() == 0
     least = 0 if is_empty else _bytes([*tensors, result])
-    gemm = why_torch or call.implicit_gemm(input)
+    is_trained = not why_torch and _wants_gradient(tensors)
+    gemm = why_torch or (_WANTS_GRADIENT if is_trained else call.implicit_gemm(input))
     if isinstance(gemm, str) and algorithm == "implicit_gemm":
         refuse(gemm)
     why = packing = ""
@@ -190,6 +198,7 @@ def explain(
         ways=tuple(sorted(((way, time.us * 1e-3) for way, time in times.items()), key=lambda item: item[1])),
         packing=packing,
         refused=_refused(device, path, why_torch, gemm),
+        saved=_saved(call, input, weight, bias, operands) if is_trained and not is_empty else "",
         program=program.text,
         shape=tuple(result.shape),
         dtype=result.dtype,
@@ -208,12 +217,31 @@ def _path(device: torch.device) -> str:
     return "cudnn+epilogue" if device.type == "cuda" else "cpu"
 
 
+def _wants_gradient(tensors: Sequence[torch.Tensor]) -> bool:
+    return torch.is_grad_enabled() and wants_grad(tensors)
+
+
+def _saved(
+    call: Call,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    operands: Sequence[torch.Tensor],
+) -> str:
+    training = Training(input, weight, bias, operands, call.program, call.arguments, call.memory_format)
+    if training.keeps_conv:
+        return f"the convolution's output, {_y_bytes(call, input) / 1e6:.3f} MB"
+    if training.recomputes:
+        return "nothing; the convolution is run again"
+    return "the result" if training.saved_is == "output" else "nothing"
+
+
 def _why_torch(call: Call, tensors: Sequence[torch.Tensor]) -> str:
     """Why plain torch operations run, or ""."""
     if call.not_fused:
         return call.not_fused
-    if torch.is_grad_enabled() and wants_grad(tensors):
-        return "a tensor requires grad, and grad mode is on"
+    if _wants_gradient(tensors) and not trains(tensors[0].device, call.arguments):
+        return _WANTS_GRADIENT
     return "" if are_plain(tensors) else "a tensor is of a subclass or negated lazily; its own rules decide"
 
 
