@@ -22,7 +22,9 @@ MOVES = (0.0, 1e-13, -1e-13, 3e-13)
 
 
 def _distance(a, b):
-    same = (a == b) | (a.isnan() & b.isnan())
+    # torch's kernels differ in which of two equal zeros they choose, and its sign is that of 1 / 0. What each
+    # operation makes of infinities and NaN is tested one by one.
+    same = (a == b) | ~(a.isfinite() | b.isfinite())
     return torch.where(same, 0.0, (a - b).abs().nan_to_num(nan=torch.inf, posinf=torch.inf))
 
 
@@ -80,7 +82,8 @@ def backward_cases(draw):
     case = in_double(draw(cases()))
     layout = draw(st.sampled_from((*LAYOUTS, "expanded")))
     dtype = str(output_dtype(case, tensors_of(case)[1])).removeprefix("torch.")
-    gradient = TensorSpec(case.y.shape, dtype, layout, draw(st.integers(0, 999)))
+    # No seed of y: a norm's derivative along its own input is 0, and what is computed is rounding.
+    gradient = TensorSpec(case.y.shape, dtype, layout, draw(st.integers(1000, 1999)))
     names = wanted_names(case)
     wanted = draw(st.sampled_from((names, names, tuple(n for n in names if draw(st.booleans())))))
     return case, gradient, wanted, draw(st.sampled_from((1, 3)))
