@@ -189,7 +189,9 @@ def expected_gradients(case, gradient, wanted=None, move=0.0, compute=torch.floa
             after = evaluate(step, [v.detach() for v in values], [b.detach() for b in bound], compute)
             values.append(_StraightThrough.apply(before, after) if before.requires_grad else after)
         elif step.name == "hardsigmoid":  # of whose derivative torch rounds the sixth to float32
-            values.append(torch.nn.functional.relu6(values[step.arguments[0][1]] + 3) / 6)
+            x = values[step.arguments[0][1]]
+            outside = torch.nn.functional.hardsigmoid(x.detach())
+            values.append(torch.where((x > -3) & (x < 3), x / 6 + 0.5, outside))
         elif step.name == "group_norm":
             values.append(_group_norm(*resolve(step, values, bound)))
         else:

@@ -5,6 +5,8 @@ behind the imports of this file it fails again.
 """
 
 import dataclasses
+import os
+import re
 
 import torch
 from backward_runner import (
@@ -13,16 +15,20 @@ from backward_runner import (
     run_backward,
     wanted_names,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from program_strategies import LAYOUTS, TensorSpec, cases, make, output_dtype, tensors_of
 from test_program_fuzz import fuzz
 
+# The same programs in every run, unless more are asked for: bounds of rounding errors are estimates.
+fuzz = settings(fuzz, derandomize="EPICONV_FUZZ_EXAMPLES" not in os.environ)
 MOVES = (0.0, 1e-13, -1e-13, 3e-13)
 
 
 def _distance(a, b):
-    same = (a == b) | (a.isnan() & b.isnan())
+    # torch's kernels differ in which of two equal zeros they choose, and its sign is that of 1 / 0. What each
+    # operation makes of infinities and NaN is tested one by one.
+    same = (a == b) | ~(a.isfinite() | b.isfinite())
     return torch.where(same, 0.0, (a - b).abs().nan_to_num(nan=torch.inf, posinf=torch.inf))
 
 
@@ -61,10 +67,11 @@ def check(case, gradient_spec, wanted, threads):
 def in_double(case):
     """The case with every floating tensor in float64, so that little but the order of sums is rounded.
 
-    Without gelu: in its tail both its value and its derivative are what cancellation leaves of terms of
-    order 1, of which no move of the inputs tells how much it is off.
+    Without gelu and tanh: in their tails derivatives are what cancellation leaves of terms of order 1, of which
+    no move of the inputs tells how much it is off.
     """
     text = case.text.replace("gelu", "silu").replace(", approximate=tanh", "")
+    text = re.sub(r"\btanh", "sigmoid", text)
 
     def spec(given):
         return dataclasses.replace(given, dtype="float64") if "float" in given.dtype else given
@@ -80,8 +87,7 @@ def backward_cases(draw):
     case = in_double(draw(cases()))
     layout = draw(st.sampled_from((*LAYOUTS, "expanded")))
     dtype = str(output_dtype(case, tensors_of(case)[1])).removeprefix("torch.")
-    # Of another seed than any tensor of the case: of a gradient like its input a GroupNorm leaves next to
-    # nothing but rounding errors.
+    # No seed of y: a norm's derivative along its own input is 0, and what is computed is rounding.
     gradient = TensorSpec(case.y.shape, dtype, layout, draw(st.integers(1000, 1999)))
     names = wanted_names(case)
     wanted = draw(st.sampled_from((names, names, tuple(n for n in names if draw(st.booleans())))))

@@ -17,8 +17,9 @@ threads:
 
 Statistics of a GroupNorm are of one image each, and in an order of their own, with or without it. What a
 gradient sums up over images depends on the batch by its meaning; the forward computation of training is
-image by image. `torch.vmap` is refused. A graph of torch.compile in which a gradient is wanted keeps the
-setting that it was traced with.
+image by image. The convolution's gradients are computed for the whole batch on the CPU, and image by image on
+CUDA, where a graph of torch.compile in which a gradient is wanted keeps the setting that it was traced with.
+`torch.vmap` is refused.
 """
 
 _is_enabled = False
