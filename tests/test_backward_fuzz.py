@@ -68,8 +68,8 @@ def check(case, gradient_spec, wanted, threads):
 def in_double(case):
     """The case with every floating tensor in float64, so that little but the order of sums is rounded.
 
-    Without gelu and tanh: in their tails derivatives are what cancellation leaves of terms of order 1, of which
-    no move of the inputs tells how much it is off.
+    Without gelu and tanh: in their tails derivatives are what cancellation leaves of terms of order 1, of
+    which no move of the inputs tells how much it is off.
     """
     text = case.text.replace("gelu", "silu").replace(", approximate=tanh", "")
     text = re.sub(r"\btanh", "sigmoid", text)
