@@ -11,9 +11,9 @@ threads:
   order of families (im2col, compiled, portable) instead of by time; those of sm_90a that are compiled
   beforehand are left out, since they choose by the batch. `explain` says so in `why`. Images with gaps
   between them, or at addresses that no image of such a batch has, are copied first.
-- torch's convolution, where none of ours runs (float64, the CPU, algorithm="cudnn"), is called image by
-  image, with `torch.backends.cudnn.deterministic` set meanwhile: always right, and slow on a GPU for large
-  batches of small images.
+- torch's convolution, where none of ours runs (float64, the CPU, algorithm="cudnn"), and the pass behind it
+  are called image by image, with `torch.backends.cudnn.deterministic` set meanwhile: always right, and slow
+  on a GPU for large batches of small images.
 
 Statistics of a GroupNorm are of one image each, and in an order of their own, with or without it. What a
 gradient sums up over images depends on the batch by its meaning; the forward computation of training is

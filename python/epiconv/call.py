@@ -65,6 +65,7 @@ class Call:
         self.dtype = _result_dtype(input, operands, program, arguments)
         self.memory_format = output_format(input, weight, arguments.memory_format)
         self.not_fused = why_not_fused(input.device)
+        self._of_image: Call | None = None
         self._run_usual = self._prepare_usual()
         self._implicit_gemm: ImplicitGemm | str = self._prepare_implicit_gemm(
             problem, input, weight, bias, operands
@@ -165,6 +166,8 @@ class Call:
             owner: OwnPackedWeights | None = None,
         ) -> torch.Tensor:
             if are_batch_invariant_algorithms_enabled():
+                if self.batched and input.shape[0] > 1:
+                    return self._run_image_by_image(input, weight, bias, operands)
                 y = convolve(input, weight, self.arguments)
             else:
                 y = function(input, weight, *positional)
@@ -177,6 +180,26 @@ class Call:
             return run_pass(y, bias, operands)
 
         return run
+
+    def _run_image_by_image(
+        self,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        operands: Sequence[torch.Tensor],
+    ) -> torch.Tensor:
+        """As if each image were called alone, with the pass: that may depend on where its elements lie."""
+
+        def of_image(i: int) -> list[torch.Tensor]:
+            return [b[i : i + 1] if b.dim() == input.dim() and b.shape[0] > 1 else b for b in operands]
+
+        if self._of_image is None:
+            arguments = self.arguments._replace(memory_format=self.memory_format, dtype=self.dtype)
+            self._of_image = Call(input[:1], weight, bias, of_image(0), self.program, arguments)
+        run = self._of_image._run_usual
+        images = [run(input[i : i + 1], weight, bias, of_image(i)) for i in range(input.shape[0])]
+        result = self.empty_result(input.device)
+        return torch.cat(images, out=result)
 
     def _run_unusual(
         self,

@@ -1,8 +1,9 @@
 """torch's convolution as this library uses it: without bias, at a stated precision, in a stated layout."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from threading import RLock
 from typing import Any, Final
 
 import torch
@@ -40,21 +41,26 @@ def convolve(input: torch.Tensor, weight: torch.Tensor, arguments: ConvArguments
     """
     if not are_batch_invariant_algorithms_enabled():
         return _convolve_at_once(input, weight, arguments)
-    with _deterministic_cudnn():
+    with _deterministic_cudnn() if input.is_cuda and not torch.compiler.is_compiling() else nullcontext():
         if input.dim() != weight.dim() or input.shape[0] == 0:
             return _convolve_at_once(input.clone(), weight, arguments)
         images = [input[i : i + 1].clone() for i in range(input.shape[0])]
         return torch.cat([_convolve_at_once(image, weight, arguments) for image in images])
 
 
+_cudnn_is_set: Final = RLock()
+"""Held while `torch.backends.cudnn.deterministic`, which is the process's, is not the user's."""
+
+
 @contextmanager
 def _deterministic_cudnn() -> Iterator[None]:
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = before
+    with _cudnn_is_set:
+        before = torch.backends.cudnn.deterministic
+        torch.backends.cudnn.deterministic = True
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.deterministic = before
 
 
 def pad_input(input: torch.Tensor, arguments: ConvArguments) -> tuple[torch.Tensor, Sequence[int]]:

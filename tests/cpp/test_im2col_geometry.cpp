@@ -300,9 +300,32 @@ void check_any_batch(GeometryProblem p) {
   }
 }
 
+// Where linear tiles begin in an image differs from tile to tile; so does the box that they need. Of a large
+// image of an odd number of positions a usual batch has not all of these tiles.
+void check_large_images() {
+  GeometryProblem p{};
+  p.batch = 2;
+  p.groups = 1;
+  p.channels = p.filters = 64;
+  p.element_bytes = p.output_bytes = 2;
+  p.words_are_filters = p.in_pieces = p.has_warpgroups = true;
+  p.chunk_sums = 32;
+  for (int d = 0; d < kDims; ++d) {
+    p.input[d] = p.output[d] = d == 0 ? 1 : d == 1 ? 16411 : 9;
+    p.taps[d] = p.stride[d] = p.dilation[d] = 1;
+  }
+  Geometry g;
+  expect(plan_geometry(p, g).empty() && g.is_linear, "a linear tile");
+  p.is_batch_invariant = true;
+  expect(plan_geometry(p, g).empty() && !g.is_linear, "no linear tile for every batch");
+  p.output[1] = p.input[1] = 14000;
+  expect(plan_geometry(p, g).empty() && g.is_linear, "a linear tile for every batch");
+}
+
 }  // namespace
 
 int main() {
+  check_large_images();
   std::mt19937 random(1);
   for (int i = 0; i < 60; ++i) {
     for (const Limits& limits : kLimits) check(draw(random, limits, true));

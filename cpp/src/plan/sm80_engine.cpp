@@ -192,7 +192,10 @@ class Sm80Engine final : public ConvEngine {
     for (std::size_t d = 2; d < given.conv.input().size(); ++d) pixels *= given.conv.input()[d];
     problem_.turns_input = !problem_.in_pieces || !has_steps(given) || given.input_dtype != multiplied;
     if (pixels == 0) return "the input has no pixels";
-    if (pixels > std::numeric_limits<std::int32_t>::max()) return "the input has too many pixels";
+    if (pixels > std::numeric_limits<std::int32_t>::max()) {
+      return given.is_batch_invariant ? "the batch is too large for the 32-bit numbers of the input's pixels"
+                                      : "the input has too many pixels";
+    }
     return "";
   }
 
@@ -310,6 +313,9 @@ std::string Sm80Engine::plan(const ConvPlanProblem& given, Kind kind) {
       computes_in_double(given.program, given.input_dtype, given.output_dtype, given.operands);
   const bool has_norm = problem_.program.has_group_norm;
   if (in_double || (has_norm && !problem_.program.restarts_at_norm())) {
+    if (has_norm && given.is_batch_invariant) {
+      return "the statistics of a GroupNorm in a pass of its own are of words of the whole batch";
+    }
     division_ = Division::kBareProducts;
     problem_.program = lower(Program(), LoweringOptions{});
   } else if (has_norm) {

@@ -34,6 +34,9 @@ std::string plan_geometry(const GeometryProblem& p, Geometry& g) {
   if (std::string why = plan_for_batch(usual, g); !why.empty()) return why;
   constexpr const char* kTooLarge = "the batch is too large for the kernel's 32-bit index arithmetic";
   if (p.batch > (kMostInt - g.tile_positions) / g.image_positions()) return kTooLarge;
+  // Linear tiles have numbers of the pixels of all boxes.
+  const std::int64_t box = std::int64_t{g.box[0]} * g.box[1] * g.box[2];
+  if (!g.is_im2col && g.is_linear && p.batch + 2 > (kMostInt - g.tile_positions) / box) return kTooLarge;
   g.batch = p.batch;
   g.filter_operands = p.filter_operands;  // no more than there was memory for
   g.patches[0] = Divisor(static_cast<std::uint32_t>(

@@ -166,6 +166,8 @@ class BoxPlanner {
     const std::int32_t period =
         g_.image_positions() / Geometry::common_divisor(g_.image_positions(), g_.tile_positions);
     const std::int64_t tiles = std::min(up(positions, g_.tile_positions), std::int64_t{period});
+    // Of a larger batch the period goes on.
+    if (p_.is_batch_invariant && tiles < period) return 0;
     for (std::int64_t tile = 0; tile < tiles; ++tile) {
       const std::int64_t first = tile * g_.tile_positions;
       const std::int64_t last = std::min(first + g_.tile_positions, positions) - 1;
