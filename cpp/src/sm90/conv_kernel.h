@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kThreads, 1) halo_conv(const __grid_constant__
 template <typename Maths, typename Evaluator>
 ConvKernel conv_kernel(const char* evaluator) {
   return {evaluator, reinterpret_cast<const void*>(&halo_conv<Maths, Evaluator>),
-          Evaluator::kTakesFoldedSteps};
+          Evaluator::kTakesFoldedSteps, Evaluator::kIsStatic};
 }
 
 }  // namespace epiconv::sm90

@@ -12,6 +12,7 @@ struct ConvKernel {
   const char* evaluator;    // "f32_static"
   const void* function;     // nullptr: there is none
   bool takes_folded_steps;  // of device/fold_steps.h
+  bool is_static;           // made for its program, and not an interpreter
 };
 
 // Made for this very program, whose operands all have one element for each filter.

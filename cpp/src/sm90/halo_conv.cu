@@ -225,13 +225,13 @@ HaloConv::~HaloConv() = default;
 
 const std::string& HaloConv::kernel() const { return state_->name; }
 double HaloConv::interpreter_clocks(int special_functions) const {
+  if (state_->kernel.is_static) return 0;
   constexpr double kStepInPlace = 0.05, kLongActivation = 0.4, kStepOfChain = 0.45, kStepOfDag = 1.05;
   constexpr double kFunction = 0.13;
   const EpilogueParameters& epilogue = state_->parameters.epilogue;
   const LoweredProgram& program = state_->problem.program;
   const auto steps = static_cast<double>(program.steps.size());
   if (epilogue.runs_in_place) return steps * kStepInPlace + long_activations(epilogue) * kLongActivation;
-  if (!state_->kernel.takes_folded_steps) return 0;
   return steps * (program.is_chain() ? kStepOfChain : kStepOfDag) + special_functions * kFunction;
 }
 
