@@ -38,6 +38,8 @@ _select_conv_backend: Final = _find("_C._select_conv_backend")
 _has_storage: Final = _find("_C._has_storage")
 _sleep: Final = _find("cuda._sleep")
 
+_global_hooks: Final = _find("nn.modules.module._has_any_global_hook") or (lambda: False)
+
 _SEES_ALL: Final = None not in (
     _dispatch_modes,
     _function_modes,
@@ -332,6 +334,28 @@ def has_hooks(module: torch.nn.Module) -> bool:
     """
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(module, name, None) for name in names)
+
+
+def any_hooks(modules: Sequence[torch.nn.Module]) -> bool:
+    """Whether calling one of some modules does more than its forward, hooks of all modules included.
+
+    Args:
+        modules: any; their submodules do not count.
+    """
+    for module in modules:
+        if (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+        ):
+            return True
+    return not torch.compiler.is_compiling() and _global_hooks()
+
+
+def is_transformed() -> bool:
+    """Whether a functorch transform, such as `torch.vmap`, is active."""
+    return _transform_level is not None and _transform_level() is not None
 
 
 def keep_busy(cycles: int) -> None:

@@ -36,6 +36,8 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "save": "auto",
 }
 _DEFAULT_ARGUMENTS: Final = tuple(_DEFAULTS.values())
+ARGUMENT_NAMES: Final = tuple(_DEFAULTS)
+"""Of what `arguments_of` gives, in its order."""
 
 
 def fused_conv_epilogue(

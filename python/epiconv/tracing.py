@@ -50,12 +50,33 @@ class _StandIn(fx.Proxy):
         return self.pow_(other)
 
 
+class _OutputStandIn(_StandIn):
+    """A tensor of the extents of a known convolution's output, of which modules of torch.nn ask."""
+
+    tracer: "_Tracer"
+
+    @property
+    def ndim(self) -> int:
+        return self.tracer.dimensions
+
+    def dim(self) -> int:
+        return self.tracer.dimensions
+
+    def size(self, dim: Any = None) -> Any:
+        if dim in (1, 1 - self.tracer.dimensions):
+            return self.tracer.channels
+        return self.tracer.create_proxy("call_method", "size", (self,), {})
+
+
 class _Tracer(GraphAppendingTracer):
     """Hands every operation to a `Recording` as it is called, so that a refusal names the user's line."""
 
-    def __init__(self, computed: "_CapturedArithmetic") -> None:
+    def __init__(
+        self, computed: "_CapturedArithmetic", recording: Recording, extents: tuple[int, int] | None = None
+    ) -> None:
         super().__init__(fx.Graph())
-        self.recording = Recording()
+        self.recording = recording
+        self.channels, self.dimensions = extents or (0, 0)
         self._computed = computed
         self._cells: dict[fx.Node, Cell] = {}
         self._captured: dict[int, fx.Node] = {}
@@ -71,7 +92,7 @@ class _Tracer(GraphAppendingTracer):
         return self._cells[proxy.node]
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _StandIn(node, self)
+        return _OutputStandIn(node, self) if self.dimensions else _StandIn(node, self)
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, torch.Tensor):
@@ -88,7 +109,7 @@ class _Tracer(GraphAppendingTracer):
         try:
             self._cells[node] = self.recording.call(target, _shown(target, args), *found)
         except Refusal as refusal:
-            raise _refusal_here(str(refusal)) from None
+            raise _refusal_here(str(refusal), advise=self.dimensions == 0) from None
         return node
 
     def to_bool(self, obj: fx.Proxy) -> bool:
@@ -155,14 +176,15 @@ def _shown(target: Any, args: tuple[Any, ...]) -> str:
     return resolve_name(target) or name
 
 
-def _refusal_here(problem: str) -> Refusal:
-    """A refusal that names the module whose forward is running, if one is."""
+def _refusal_here(problem: str, advise: bool = True) -> Refusal:
+    """A refusal that names the module whose forward is running, if one is, or advises what to do about it."""
     for frame, _ in walk_stack(None):
         if frame.f_code is trace.__code__:
             break
         owner = frame.f_locals.get("self")
         if isinstance(owner, nn.Module):
-            return Refusal(_advice(owner) or f"in {type(owner).__name__}, {problem}")
+            advice = _advice(owner) if advise else ""
+            return Refusal(advice or f"in {type(owner).__name__}, {problem}")
     return Refusal(problem)
 
 
@@ -293,7 +315,7 @@ def trace(function: Callable[..., Any]) -> Program | PartialProgram | BoundProgr
     if isinstance(function, BuiltinFunctionType):
         what = _shown(function, ())
     computed = _CapturedArithmetic()
-    tracer = _Tracer(computed)
+    tracer = _Tracer(computed, Recording())
     try:
         names = _parameters(function)
         arguments = [tracer.parameter(names[0], tracer.recording.output_cell())]
@@ -314,6 +336,54 @@ def trace(function: Callable[..., Any]) -> Program | PartialProgram | BoundProgr
     if not captured:
         return program
     return program(*captured) if len(names) == 1 else PartialProgram(program, captured)
+
+
+def record_operation(
+    recording: Recording, target: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Cell:
+    """Adds one operation to a recording.
+
+    Args:
+        recording: in progress.
+        target: a function of torch, or the name of a method of its first argument.
+        args, kwargs: its arguments; tensors are cells of the recording.
+
+    Returns:
+        The cell of its result.
+
+    Raises:
+        Refusal: a program cannot say it.
+    """
+    return recording.call(target, _shown(target, args), args, kwargs)
+
+
+def record_module(
+    recording: Recording, module: nn.Module, arguments: Sequence[Cell], rank: int, channels: int
+) -> Cell:
+    """Adds what a module does, in its mode of now, to a recording.
+
+    Args:
+        recording: in progress.
+        module: its forward is called once, with stand-ins for tensors.
+        arguments: cells of the recording, one for each argument.
+        rank: number of spatial dimensions of the convolution's output.
+        channels: of the convolution's output.
+
+    Returns:
+        The cell of its result.
+
+    Raises:
+        Refusal: the module does what no program can say.
+    """
+    computed = _CapturedArithmetic()
+    tracer = _Tracer(computed, recording, (channels, rank + 2))
+    stand_ins = [tracer.parameter(f"argument{index}", cell) for index, cell in enumerate(arguments)]
+    try:
+        with computed:
+            result = module.forward(*stand_ins)
+        return _result_cell(tracer, result)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise Refusal(f"{type(module).__name__}: {str(error).partition(chr(10))[0]}") from error
 
 
 def _refuse_python(what: str, error: Exception) -> NoReturn:
