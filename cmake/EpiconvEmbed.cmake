@@ -16,8 +16,9 @@ function(epiconv_embed_kernel_headers result)
   set(count 0)
   foreach(root "${PROJECT_SOURCE_DIR}/cpp/include" "${PROJECT_SOURCE_DIR}/cpp/src")
     file(GLOB_RECURSE headers CONFIGURE_DEPENDS
-      "${root}/epiconv/*.h" "${root}/device/*.h" "${root}/sm80/*.h")
-    file(GLOB own CONFIGURE_DEPENDS "${root}/step.h" "${root}/operation_dispatch.h")
+      "${root}/epiconv/*.h" "${root}/backward/*.h" "${root}/device/*.h" "${root}/sm80/*.h")
+    file(GLOB own CONFIGURE_DEPENDS "${root}/step.h" "${root}/operation_dispatch.h"
+      "${root}/backward_step.h" "${root}/gradient.h")
     foreach(header IN LISTS headers own)
       cmake_path(RELATIVE_PATH header BASE_DIRECTORY "${root}" OUTPUT_VARIABLE name)
       epiconv_embed_header("${name}" "${header}")

@@ -13,5 +13,6 @@ if(NOT pybind11_FOUND)
   message(FATAL_ERROR "EPICONV_PYTHON=ON needs pybind11: ${Python_EXECUTABLE} -m pip install pybind11")
 endif()
 
-pybind11_add_module(_core MODULE NO_EXTRAS cpp/src/python_binding.cpp)
+file(GLOB binding_sources CONFIGURE_DEPENDS cpp/src/python/*.cpp)
+pybind11_add_module(_core MODULE NO_EXTRAS ${binding_sources})
 target_link_libraries(_core PRIVATE epiconv epiconv_compile_options)

@@ -83,6 +83,8 @@ def run_backward(case, gradient, wanted=None, saved="conv", threads=1, layout="c
     kept = {"conv": y, "output": output, "nothing": None}[saved]
     plan = _core.BackwardPlan(
         program.core,
+        "cpu",
+        0,
         y.shape,
         dtype_name(y.dtype),
         dtype_name(dtype),
@@ -107,6 +109,7 @@ def run_backward(case, gradient, wanted=None, saved="conv", threads=1, layout="c
         targets["y"].data_ptr() if "y" in targets else 0,
         0 if read_bias is None else read_bias.data_ptr(),
         targets["bias"].data_ptr() if "bias" in targets else 0,
+        *(0, 0, 0),
         threads,
         tuple([float(b) if b.dim() == 0 else b.data_ptr() for b in read]),
         tuple([targets[name].data_ptr() if name in targets else 0 for name in names]),
@@ -145,6 +148,7 @@ def run_forward(case):
         0 if bias is None else bias.data_ptr(),
         mean.data_ptr(),
         rstd.data_ptr(),
+        *(0, 0, 0),
         case.threads,
         *[float(b) if b.dim() == 0 else b.data_ptr() for b in operands],
     )

@@ -56,7 +56,7 @@ struct PassPointers {
   const void* input = nullptr;
   void* output = nullptr;
   void* workspace = nullptr;
-  void* mean = nullptr;  // with rstd: where a GroupNorm's statistics go, on the CPU
+  void* mean = nullptr;  // with rstd: where a GroupNorm's statistics go, (N, groups); or nullptr
   void* rstd = nullptr;
   const void* operands[kNumOperandPlaces] = {};
   double numbers[kMaxOperands] = {};

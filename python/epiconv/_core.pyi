@@ -114,10 +114,20 @@ class EpiloguePlan:
         nothing is synchronised. On the CPU `threads` is the most threads to use."""
 
     def run_with_statistics(
-        self, input: int, output: int, bias: int, mean: int, rstd: int, threads: int, *operands: int | float
+        self,
+        input: int,
+        output: int,
+        bias: int,
+        mean: int,
+        rstd: int,
+        workspace: int,
+        device: int,
+        stream: int,
+        threads: int,
+        *operands: int | float,
     ) -> None:
-        """The same on the CPU; a GroupNorm's statistics go to `mean` and `rstd`, (N, groups) in float32, or
-        in float64 where the program computes in it."""
+        """The same; a GroupNorm's statistics go to `mean` and `rstd`, (N, groups) in float32, or in float64
+        where the program computes in it."""
 
 class BackwardNeeds:
     """What a program's backward pass reads and gives, whatever the shapes."""
@@ -138,14 +148,16 @@ def backward_needs(
 ) -> BackwardNeeds: ...
 
 class BackwardPlan:
-    """The backward pass of a program over one tensor on the CPU: the gradients of the convolution's output,
-    of the bias and of operands, each summed to its own shape, with the same bits for any number of threads.
+    """The backward pass of a program over one tensor: the gradients of the convolution's output, of the bias
+    and of operands, each summed to its own shape, with the same bits in every run.
 
     A gradient is (dtype, strides), None where it is not wanted; one that is summed is contiguous."""
 
     def __init__(
         self,
         program: Program,
+        device: str,  # "cpu" or "cuda"
+        compiled_for: int,  # the card for which kernels are compiled for the plan, 90 for 9.0; 0: none are
         extents: Sequence[int],  # (N, K, spatial…)
         input_dtype: str,  # of the convolution's output
         output_dtype: str,
@@ -159,7 +171,9 @@ class BackwardPlan:
         bias_gradient: tuple[str, Sequence[int]] | None,
         operand_gradients: Sequence[tuple[str, Sequence[int]] | None],
     ) -> None: ...
-    kernel: str  # "backward_cpu_f32"
+    kernel: str  # "backward_cpu_f32", "backward_cuda_f32_compiled"
+    why_not_compiled: str  # where that was asked for; else ""
+    workspace_bytes: int
     def run(
         self,
         saved: int,
@@ -169,6 +183,9 @@ class BackwardPlan:
         input_gradient: int,
         bias: int,
         bias_gradient: int,
+        workspace: int,
+        device: int,
+        stream: int,
         threads: int,
         operands: tuple[int | float, ...],
         operand_gradients: tuple[int, ...],

@@ -129,7 +129,7 @@ def _autograd(keys: Any, input: torch.Tensor, weight: torch.Tensor, *rest: Any) 
         layout = arguments.memory_format or torch.contiguous_format
         training = Training(input, weight, bias, operands, program, arguments, layout)
         if not training.gives_none:
-            return apply_training(training, input, weight, bias, *operands)
+            return apply_training(training, None, input, weight, bias, *operands)
     overload = torch.ops.epiconv.fused_conv_epilogue.default
     return _torch_private.redispatch_below_autograd(overload, keys, (input, weight, *rest))
 

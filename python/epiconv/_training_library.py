@@ -1,6 +1,6 @@
 """The operators of training: the forward pass that keeps what the backward pass needs, and the backward pass.
 
-Both are functional, and neither has a derivative of its own: `training.Training` calls them. On the CPU only.
+Both are functional, and neither has a derivative of its own: `training.Training` calls them.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,7 @@ from epiconv.epilogue_backward import (
 )
 from epiconv.form_cache import FormCache
 from epiconv.operator_schema import CONV_SCHEMA, conv_arguments, layout_of, program_of
-from epiconv.training import (
-    RunForward,
-    num_groups,
-    prepare_forward,
-    statistics_dtype,
-)
+from epiconv.training_forward import RunForward, num_groups, prepare_forward, statistics_dtype
 
 _FORWARD: Final = "fused_conv_epilogue_training"
 _BACKWARD: Final = "epilogue_backward"
@@ -37,9 +32,9 @@ _backwards: Final[FormCache[RunBackward]] = FormCache()
 Quadruple = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def _none(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def _none(like: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """In place of a result that there is not."""
-    return torch.empty(0, dtype=dtype)
+    return torch.empty(0, dtype=dtype, device=like.device)
 
 
 def _forward(
@@ -57,10 +52,10 @@ def _forward(
     run = _forwards.get(key, tensors)
     if run is None:
         call = Call(input, weight, bias, operands, program_of(program), arguments)
-        run = prepare_forward(call, keeps_conv)
+        run = prepare_forward(call, input, weight, bias, operands, keeps_conv)
         _forwards.keep(key, tensors, run)
     kept = run(input, weight, bias, operands)
-    conv = _none(input.dtype)
+    conv = _none(input, input.dtype)
     if kept.conv is not None:
         batched = kept.conv if input.dim() == weight.dim() else kept.conv.unsqueeze(0)
         batched = batched.contiguous(memory_format=arguments.memory_format or torch.contiguous_format)
@@ -68,8 +63,8 @@ def _forward(
     return (
         kept.output,
         conv,
-        _none() if kept.mean is None else kept.mean,
-        _none() if kept.rstd is None else kept.rstd,
+        _none(input) if kept.mean is None else kept.mean,
+        _none(input) if kept.rstd is None else kept.rstd,
     )
 
 
@@ -110,9 +105,9 @@ def _makers(
     )
 
 
-def _as_list(gradients: EpilogueGradients) -> list[torch.Tensor]:
+def _as_list(gradients: EpilogueGradients, like: torch.Tensor) -> list[torch.Tensor]:
     flat = (gradients.conv, gradients.bias, *gradients.operands)
-    return [_none() if each is None else each for each in flat]
+    return [_none(like) if each is None else each for each in flat]
 
 
 def _backward(
@@ -140,7 +135,7 @@ def _backward(
             *(parsed, makers, input_dtype, gradient.dtype, saved_is, saved, gradient, bias, operands, needs)
         )
         _backwards.keep(key, tensors, run)
-    return _as_list(run(gradient, saved, mean, rstd, bias, operands))
+    return _as_list(run(gradient, saved, mean, rstd, bias, operands), gradient)
 
 
 def _fake_backward(
@@ -157,7 +152,8 @@ def _fake_backward(
     wanted: Sequence[bool],
 ) -> list[torch.Tensor]:
     chosen = Wanted(wanted[0], wanted[1], tuple(wanted[2:]))
-    return _as_list(_makers(gradient, bias, operands, input_dtype, in_channels_last, chosen).make())
+    makers = _makers(gradient, bias, operands, input_dtype, in_channels_last, chosen)
+    return _as_list(makers.make(), gradient)
 
 
 _LIBRARY: Final[Any] = torch.library.Library("epiconv", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -172,5 +168,6 @@ _LIBRARY.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 for _name, _kernel, _fake in ((_FORWARD, _forward, _fake_forward), (_BACKWARD, _backward, _fake_backward)):
-    _LIBRARY.impl(_name, _kernel, "CPU")
+    for _device_key in ("CPU", "CUDA"):
+        _LIBRARY.impl(_name, _kernel, _device_key)
     torch.library.register_fake(f"epiconv::{_name}", _fake, lib=_LIBRARY)

@@ -1,4 +1,4 @@
-"""The backward pass of bias and epilogue on the CPU: what it needs, and one walk for every gradient."""
+"""The backward pass of bias and epilogue: what it needs, and one walk for every gradient."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -6,10 +6,11 @@ from typing import Final, NamedTuple
 
 import torch
 
-from epiconv import _core
+from epiconv import _core, compiler
 from epiconv.checks import is_number
 from epiconv.convolution import output_maker
 from epiconv.core_tensors import address, dtype_name, operand_layout
+from epiconv.fallback import launch_place
 from epiconv.program import Program
 
 SAVED: Final = ("nothing", "output", "conv")
@@ -171,8 +172,11 @@ def plan_backward(
         ValueError: what is saved does not suffice, or a shape is wrong.
     """
     forms = makers.make()
+    device = gradient.device
     plan = _core.BackwardPlan(
         program.core,
+        device.type,
+        _compiled_for(device),
         tuple(gradient.shape),
         dtype_name(input_dtype),
         dtype_name(output_dtype),
@@ -186,7 +190,7 @@ def plan_backward(
         _layout(forms.bias),
         [_layout(form) for form in forms.operands],
     )
-    launch = plan.run
+    launch, workspace_bytes = plan.run, plan.workspace_bytes
     read = [index for index, reads in enumerate(needs.reads_operands) if reads]
     numbers = [is_number(operand) for operand in operands]
     unread = tuple([0.0 if number else 0 for number in numbers])
@@ -206,21 +210,32 @@ def plan_backward(
             assert operand is not None
             given[index] = float(operand) if numbers[index] else address(operand)
         results = makers.make()
-        launch(
-            _address(saved),
-            address(gradient),
-            _address(mean),
-            _address(rstd),
-            _address(results.conv),
-            _address(bias) if reads_bias else 0,
-            _address(results.bias),
-            torch.get_num_threads(),
-            tuple(given),
-            tuple([_address(result) for result in results.operands]),
-        )
+        with launch_place(device, workspace_bytes) as place:
+            launch(
+                _address(saved),
+                address(gradient),
+                _address(mean),
+                _address(rstd),
+                _address(results.conv),
+                _address(bias) if reads_bias else 0,
+                _address(results.bias),
+                *place,
+                torch.get_num_threads(),
+                tuple(given),
+                tuple([_address(result) for result in results.operands]),
+            )
         return results
 
     return run
+
+
+def _compiled_for(device: torch.device) -> int:
+    """The capability of the card for which kernels are compiled now, 0 for none."""
+    if device.type != "cuda" or not compiler.is_wanted():
+        return 0
+    compiler.prepare()
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def _layout(gradient: torch.Tensor | None) -> tuple[str, tuple[int, ...]] | None:

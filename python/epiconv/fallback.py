@@ -1,7 +1,8 @@
 """Behind a convolution of torch: bias and epilogue in one pass of ours, or in plain torch operations."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Final
 
@@ -43,6 +44,25 @@ def warn_not_fused(reason: str) -> None:
         reason: of `why_not_fused`.
     """
     warnings.warn(f"epiconv runs plain torch operations: {reason}", RuntimeWarning, stacklevel=5)
+
+
+@contextmanager
+def launch_place(device: torch.device, workspace_bytes: int) -> Iterator[tuple[int, int, int]]:
+    """Where a pass of the core is launched, with its device current: workspace, device and stream, as the
+    core takes them; zeros on the CPU.
+
+    Args:
+        device: of the tensors.
+        workspace_bytes: of the plan.
+    """
+    if device.type == "cpu":
+        yield 0, 0, 0
+        return
+    with torch.cuda.device(device):
+        # The caching allocator hands the memory out again to later work on this stream only, so that it may
+        # be freed before the kernels have run.
+        workspace = torch.empty(workspace_bytes, dtype=torch.uint8, device=device)
+        yield address(workspace), device.index, _torch_private.raw_stream(device.index)
 
 
 RunPass = Callable[..., torch.Tensor]
@@ -121,22 +141,24 @@ class EpiloguePass:
         mean: torch.Tensor,
         rstd: torch.Tensor,
     ) -> None:
-        """`run` on the CPU, of a program with a GroupNorm, whose statistics it gives.
+        """`run` of a program with a GroupNorm, whose statistics it gives.
 
         Args:
             y, bias, operands: of the form planned for.
             output: where the result goes, y or another tensor.
             mean, rstd: (N, groups), of the dtype that the program computes in.
         """
-        self.plan.run_with_statistics(
-            address(y),
-            address(output),
-            0 if bias is None else address(bias),
-            address(mean),
-            address(rstd),
-            torch.get_num_threads(),
-            *operand_reader(operands)(operands),
-        )
+        with launch_place(y.device, self.plan.workspace_bytes) as place:
+            self.plan.run_with_statistics(
+                address(y),
+                address(output),
+                0 if bias is None else address(bias),
+                address(mean),
+                address(rstd),
+                *place,
+                torch.get_num_threads(),
+                *operand_reader(operands)(operands),
+            )
 
     def _on_cuda(self, planned_operands: Sequence[torch.Tensor], device: torch.device) -> RunPass:
         launch = self.plan.run

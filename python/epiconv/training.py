@@ -1,4 +1,7 @@
-"""Calls of which gradients are wanted, on the CPU: what the forward pass keeps, and the backward pass.
+"""Calls of which gradients are wanted: what the forward pass keeps, and the backward pass.
+
+On CUDA this is so where the environment variable EPICONV_TRAINING, read once, when this module is imported,
+says "fused"; by default, "torch", plain torch operations run there.
 
 The forward pass is `call.Call`'s, and keeps what the backward pass needs besides its inputs: the
 convolution's output, the result, or nothing. The backward pass is one walk over the elements for everything
@@ -7,16 +10,16 @@ behind the convolution (`epilogue_backward`), and torch's `convolution_backward`
 Second derivatives and transforms of the backward pass are those of plain torch operations (`call.decompose`).
 """
 
+import os
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 
-from epiconv import _torch_private
-from epiconv.arguments import ConvArguments
-from epiconv.batch_invariance import are_batch_invariant_algorithms_enabled
+from epiconv import _torch_private, compiler
+from epiconv.arguments import ConvArguments, check_word
 from epiconv.call import Call, decompose
-from epiconv.convolution import convolve, direct_call, output_maker
+from epiconv.convolution import convolve
 from epiconv.convolution_backward import convolution_gradients
 from epiconv.epilogue_backward import (
     EpilogueGradients,
@@ -28,100 +31,18 @@ from epiconv.epilogue_backward import (
     form_of,
     plan_backward,
 )
-from epiconv.fallback import EpiloguePass
+from epiconv.fallback import why_not_fused
 from epiconv.form_cache import are_plain
 from epiconv.implicit_gemm import RunCall
 from epiconv.operator_schema import flat_arguments
 from epiconv.packed_weights import OwnPackedWeights
-from epiconv.program import Program, compute_dtype, operand_signature
+from epiconv.program import Program
+from epiconv.training_forward import Kept, prepare_forward
 
+SETTING: Final = os.environ.get("EPICONV_TRAINING", "torch")
+"""What computes gradients on CUDA."""
 
-class Kept(NamedTuple):
-    """What a forward pass for training gives.
-
-    Attributes:
-        output: the result.
-        conv: the convolution's output, before the bias, where it is kept.
-        mean, rstd: (N, groups), of a GroupNorm; None without one.
-    """
-
-    output: torch.Tensor
-    conv: torch.Tensor | None
-    mean: torch.Tensor | None
-    rstd: torch.Tensor | None
-
-
-RunForward = Callable[..., Kept]
-
-
-def num_groups(program: Program) -> int:
-    """Of the program's GroupNorm, 0 without one.
-
-    Example:
-        >>> num_groups(Program("v1 = group_norm(v0, 4)"))
-        4
-    """
-    return next((step.arguments[1] for step in program.steps if step.name == "group_norm"), 0)
-
-
-def statistics_dtype(
-    program: Program, input_dtype: torch.dtype, output_dtype: torch.dtype, operands: Sequence[torch.Tensor]
-) -> torch.dtype:
-    """The dtype of a GroupNorm's statistics, which is that the pass computes in.
-
-    Args:
-        program: the epilogue.
-        input_dtype: of the convolution's output.
-        output_dtype: of the result.
-        operands: of the program.
-    """
-    if output_dtype == torch.float64:
-        return torch.float64
-    return compute_dtype(program, input_dtype, operand_signature(operands))
-
-
-def prepare_forward(call: Call, keeps_conv: bool) -> RunForward:
-    """The forward pass of a call on the CPU, for training.
-
-    Args:
-        call: prepared.
-        keeps_conv: whether the convolution's output is kept; else the pass runs in place where it can.
-
-    Returns:
-        What takes input, weight, bias and operands of that form.
-    """
-    function, positional = direct_call(len(call.arguments.stride), call.arguments)
-    groups = num_groups(call.program)
-    make_output = output_maker(call.shape, call.dtype, torch.device("cpu"), call.memory_format)
-    passes: dict[tuple[int, ...], tuple[EpiloguePass, bool]] = {}
-
-    def run(
-        input: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        operands: Sequence[torch.Tensor],
-    ) -> Kept:
-        if are_batch_invariant_algorithms_enabled():
-            y = convolve(input, weight, call.arguments)
-        else:
-            y = function(input, weight, *positional)
-        strides = y.stride()
-        try:
-            planned, in_place = passes[strides]
-        except KeyError:
-            planned, in_place = passes[strides] = call.plan_pass(y, bias, operands)
-        output = y if in_place and not keeps_conv else make_output()
-        conv = y if keeps_conv else None
-        if not groups:
-            planned.run(y, bias, operands, output)
-            return Kept(output, conv, None, None)
-        samples = y.shape[0] if call.batched else 1
-        dtype = statistics_dtype(call.program, y.dtype, call.dtype, operands)
-        mean, rstd = (torch.empty(samples, groups, dtype=dtype) for _ in range(2))
-        planned.run_with_statistics(y, bias, operands, output, mean, rstd)
-        return Kept(output, conv, mean, rstd)
-
-    return run
+check_word("EPICONV_TRAINING", SETTING, ("torch", "fused"))
 
 
 class Training:
@@ -180,8 +101,9 @@ class Training:
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         operands: Sequence[torch.Tensor],
+        owner: OwnPackedWeights | None = None,
     ) -> Kept:
-        """Runs the forward pass."""
+        """Runs the forward pass, past the packed weights of a module."""
         output, conv, mean, rstd = torch.ops.epiconv.fused_conv_epilogue_training(
             *(self.keeps_conv, input, weight, bias, list(operands), self.program.text),
             *flat_arguments(self.arguments, self.memory_format),
@@ -316,7 +238,7 @@ class DirectTraining(Training):
     """By the compiled core, past torch's dispatcher.
 
     Args:
-        call: prepared for tensors of this form, on the CPU; its result is not empty.
+        call: prepared for tensors of this form; its result is not empty.
         input, weight, bias, operands: of that form.
     """
 
@@ -329,7 +251,9 @@ class DirectTraining(Training):
         operands: Sequence[torch.Tensor],
     ) -> None:
         super().__init__(input, weight, bias, operands, call.program, call.arguments, call.memory_format)
-        self.forward = prepare_forward(call, self.keeps_conv)  # type: ignore[method-assign]
+        self.forward = prepare_forward(  # type: ignore[method-assign]
+            call, input, weight, bias, operands, self.keeps_conv
+        )
         self._shape = call.shape if self.batched else (1, *call.shape)
         self._output_dtype = call.dtype
         self._runs: dict[Any, RunBackward] = {}
@@ -346,7 +270,9 @@ class DirectTraining(Training):
         if _torch_private.interposed() or not are_plain((gradient,)):
             return super()._epilogue_backward(gradient, saved, mean, rstd, bias, operands)
         # Hooks on saved tensors may give them back in another layout.
-        key = (gradient.stride(), *[None if t is None else t.stride() for t in (saved, bias, *operands)])
+        compiles = gradient.is_cuda and compiler.is_wanted()
+        strides = [None if t is None else t.stride() for t in (saved, bias, *operands)]
+        key = (compiles, gradient.stride(), *strides)
         run = self._runs.get(key)
         if run is None:
             run = self._runs[key] = self._plan(gradient, saved, bias, operands)
@@ -372,11 +298,13 @@ class DirectTraining(Training):
 
 class _FusedConvEpilogue(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, training: Training, *tensors: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        ctx: Any, training: Training, owner: OwnPackedWeights | None, *tensors: torch.Tensor | None
+    ) -> torch.Tensor:
         input, weight, bias, *given = tensors
         assert input is not None and weight is not None
         operands = [operand for operand in given if operand is not None]
-        kept = training.forward(input, weight, bias, operands)
+        kept = training.forward(input, weight, bias, operands, owner)
         ctx.training = training
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, weight, *training.to_save(kept, bias, operands))
@@ -391,12 +319,13 @@ class _FusedConvEpilogue(torch.autograd.Function):
         saved = ctx.saved_tensors
         is_transformed = _torch_private.transforms_active() or not _torch_private.has_storage(gradient)
         if torch.is_grad_enabled() or is_transformed:
-            return None, *training.differentiable_backward(gradient, saved)
-        return None, *training.backward(gradient, saved)
+            return None, None, *training.differentiable_backward(gradient, saved)
+        return None, None, *training.backward(gradient, saved)
 
 
 apply_training: Final[Callable[..., torch.Tensor]] = _FusedConvEpilogue.apply
-"""Takes a `Training`, input, weight, bias and each operand; returns the result, with a graph for autograd."""
+"""Takes a `Training`, packed weights or None, input, weight, bias and each operand; returns the result, with
+a graph for autograd."""
 
 
 def trains(device: torch.device, arguments: ConvArguments) -> bool:
@@ -410,7 +339,11 @@ def trains(device: torch.device, arguments: ConvArguments) -> bool:
         >>> trains(torch.device("cpu"), arguments)
         True
     """
-    return device.type == "cpu" and arguments.algorithm != "implicit_gemm"
+    if arguments.algorithm == "implicit_gemm":
+        return False
+    if device.type == "cuda":
+        return SETTING == "fused" and arguments.precision is None and not why_not_fused(device)
+    return device.type == "cpu"
 
 
 def _without_graph(run: RunCall) -> RunCall:
@@ -447,6 +380,6 @@ def prepare_training(
         operands: Sequence[torch.Tensor],
         owner: OwnPackedWeights | None = None,
     ) -> torch.Tensor:
-        return apply_training(training, input, weight, bias, *operands)
+        return apply_training(training, owner, input, weight, bias, *operands)
 
     return run

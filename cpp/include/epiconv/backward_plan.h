@@ -9,6 +9,7 @@
 // that follow from shapes alone: the bits are the same for any number of threads.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -52,6 +53,9 @@ struct GradientLayout {
 
 struct BackwardProblem {
   Program program;
+  bool on_cuda = false;
+  // On CUDA: of the card for which kernels are compiled for the plan, 90 for 9.0; 0: nothing is compiled.
+  int compiled_for = 0;
   std::vector<std::int64_t> extents;  // (N, K, spatial…)
   DType input_dtype = DType::kFloat32;
   DType output_dtype = DType::kFloat32;
@@ -79,23 +83,28 @@ struct BackwardPointers {
   void* input_gradient = nullptr;
   void* bias_gradient = nullptr;
   std::span<void* const> operand_gradients;  // nullptr for those that are not wanted
-  int threads = 1;                           // at most
+  void* workspace = nullptr;                 // workspace_bytes() of them, aligned to 16
+  int device = 0;                            // the current CUDA device
+  void* stream = nullptr;                    // a cudaStream_t of that device
+  int threads = 1;                           // at most, on the CPU
 };
 
-// On the CPU.
 class EPICONV_API BackwardPlan {
  public:
   // Throws InvalidArgument when shapes do not fit, what is saved does not suffice, or a gradient is wanted
-  // that there is not.
+  // that there is not; NotSupported when CUDA kernels are missing, or take no program of so many steps.
   explicit BackwardPlan(const BackwardProblem& problem);
   ~BackwardPlan();
   BackwardPlan(BackwardPlan&&) noexcept;
   BackwardPlan& operator=(BackwardPlan&&) noexcept;
 
-  // What runs: "backward_cpu_f32".
+  // What runs: "backward_cpu_f32", "backward_cuda_f32_compiled".
   const std::string& kernel() const;
+  // Why nothing was compiled, where that was asked for; else "".
+  const std::string& why_not_compiled() const;
+  std::size_t workspace_bytes() const;
 
-  // Safe to call from several threads.
+  // Safe to call from several threads. On CUDA it is asynchronous.
   void run(const BackwardPointers& pointers) const;
 
  private:

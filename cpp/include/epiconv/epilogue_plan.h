@@ -45,7 +45,7 @@ struct EpiloguePointers {
   const void* bias = nullptr;
   void* workspace = nullptr;  // workspace_bytes() of them, aligned to 16
   // Where the statistics of a GroupNorm go, if anywhere: (N, groups) of the type that the program computes
-  // in, float or double. On the CPU only.
+  // in, float or double.
   void* mean = nullptr;
   void* rstd = nullptr;
   std::span<const void* const> operands;  // nullptr for numbers

@@ -12,3 +12,10 @@
 #else
 #define EPICONV_HOST_DEVICE inline
 #endif
+
+// Before a loop of which indices of registers depend.
+#if defined(__CUDACC__)
+#define EPICONV_UNROLL _Pragma("unroll")
+#else
+#define EPICONV_UNROLL
+#endif

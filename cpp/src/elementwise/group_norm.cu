@@ -66,6 +66,8 @@ struct FinishParameters {
   T* mean_table;
   T* scale_table;
   T* shift_table;
+  T* mean;  // (sample, group); or nullptr, as rstd
+  T* rstd;
 };
 
 // One block for each sample and group: merges its partial results, and writes its channels' table entries.
@@ -92,6 +94,8 @@ __global__ void __launch_bounds__(kBlockThreads)
   if (threadIdx.x == 0) {
     mean = moments.mean;
     scale = rsqrt(moments.squares / moments.count + parameters.epsilon);
+    if (parameters.mean != nullptr) parameters.mean[blockIdx.x] = static_cast<T>(mean);
+    if (parameters.rstd != nullptr) parameters.rstd[blockIdx.x] = static_cast<T>(scale);
   }
   __syncthreads();
   const int group_channels = parameters.channels / parameters.groups;
@@ -132,6 +136,8 @@ void launch_finish(const GroupNormShape& norm, FinishParameters<T>& finish, T* t
   finish.mean_table = tables;
   finish.scale_table = tables + distance;
   finish.shift_table = tables + 2 * distance;
+  finish.mean = static_cast<T*>(pointers.mean);
+  finish.rstd = static_cast<T*>(pointers.rstd);
   void* arguments[] = {&finish};
   Pass named;  // for an error
   named.walk.rank = 2;

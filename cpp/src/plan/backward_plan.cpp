@@ -5,8 +5,10 @@
 #include <numeric>
 #include <utility>
 
+#include "backward/cuda_backward.h"
 #include "cpu/epilogue_backward.h"
 #include "epiconv/error.h"
+#include "plan/backward_pass_plan.h"
 #include "plan/norm_shape.h"
 #include "plan/operand_strides.h"
 #include "plan/walk.h"
@@ -228,6 +230,8 @@ class Planning {
 
 }  // namespace
 
+BackwardPass make_backward_pass(const BackwardProblem& problem) { return Planning(problem).run(); }
+
 BackwardNeeds backward_needs(const Program& program, bool wants_input, bool wants_bias,
                              const std::vector<bool>& wants_operand, Saved saved) {
   const auto num_operands = static_cast<std::size_t>(program.num_operands());
@@ -260,22 +264,33 @@ BackwardNeeds backward_needs(const Program& program, bool wants_input, bool want
 
 struct BackwardPlan::State {
   BackwardPass pass;
+  std::unique_ptr<const CudaBackward> cuda;  // nullptr on the CPU
   std::string kernel;
-  GradientSet wanted;
-  std::size_t num_operands;
+  std::string why_not_compiled;
+  std::size_t workspace_bytes = 0;
+  std::size_t num_operands = 0;
+
+  explicit State(const BackwardProblem& problem)
+      : pass(make_backward_pass(problem)), num_operands(problem.operands.size()) {
+    if (!problem.on_cuda) {
+      kernel = concat("backward_cpu_", pass.double_precision ? "f64" : "f32");
+      return;
+    }
+    cuda = std::make_unique<const CudaBackward>(pass, problem.compiled_for);
+    kernel = concat("backward_cuda_", cuda->kernel());
+    why_not_compiled = cuda->why_not_compiled();
+    workspace_bytes = cuda->workspace_bytes();
+  }
 };
 
-BackwardPlan::BackwardPlan(const BackwardProblem& problem) {
-  State state{Planning(problem).run(), "", wanted_of(problem), problem.operands.size()};
-  state.kernel = concat("backward_cpu_", state.pass.double_precision ? "f64" : "f32");
-  state_ = std::make_unique<const State>(std::move(state));
-}
-
+BackwardPlan::BackwardPlan(const BackwardProblem& problem) : state_(std::make_unique<const State>(problem)) {}
 BackwardPlan::~BackwardPlan() = default;
 BackwardPlan::BackwardPlan(BackwardPlan&&) noexcept = default;
 BackwardPlan& BackwardPlan::operator=(BackwardPlan&&) noexcept = default;
 
 const std::string& BackwardPlan::kernel() const { return state_->kernel; }
+const std::string& BackwardPlan::why_not_compiled() const { return state_->why_not_compiled; }
+std::size_t BackwardPlan::workspace_bytes() const { return state_->workspace_bytes; }
 
 void BackwardPlan::run(const BackwardPointers& pointers) const {
   const std::size_t num_operands = state_->num_operands;
@@ -295,7 +310,11 @@ void BackwardPlan::run(const BackwardPointers& pointers) const {
   }
   addresses.operands[kBiasOperand] = pointers.bias;
   addresses.gradients[kBiasOperand] = pointers.bias_gradient;
-  run_backward_pass_cpu(state_->pass, addresses, pointers.threads);
+  if (state_->cuda != nullptr) {
+    state_->cuda->launch(addresses, pointers.workspace, pointers.device, pointers.stream);
+  } else {
+    run_backward_pass_cpu(state_->pass, addresses, pointers.threads);
+  }
 }
 
 }  // namespace epiconv

@@ -141,8 +141,6 @@ void EpiloguePlan::run(const EpiloguePointers& pointers) const {
     require(!state_->operand_is_number[i] || pointers.operands[i] == nullptr, "operand b", i,
             " is a number, but an address was given");
   }
-  require(state_->cuda == nullptr || (pointers.mean == nullptr && pointers.rstd == nullptr),
-          "statistics are given on the CPU only");
   if (pass.walk.count == 0) return;
   PassPointers addresses;
   addresses.input = pointers.input;

@@ -1,5 +1,3 @@
-#include <cuda_runtime_api.h>
-
 #include <span>
 #include <sstream>
 #include <utility>
@@ -110,24 +108,6 @@ extern "C" __global__ void __launch_bounds__()"
   return out.str();
 }
 
-void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  cudaGetLastError();
-  throw CudaError(concat(what, " of a kernel compiled for its plan failed: ", cudaGetErrorName(status), ", ",
-                         cudaGetErrorString(status)));
-}
-
-// Loading is allowed while a stream is captured, also by other threads.
-class RelaxedCapture {
- public:
-  RelaxedCapture() { exchange(); }
-  ~RelaxedCapture() { exchange(); }
-
- private:
-  void exchange() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
 }  // namespace
 
 std::shared_ptr<const CompiledConv> CompiledConv::make(const ConvParameters& parameters, int chunk_sums,
@@ -141,23 +121,7 @@ std::shared_ptr<const CompiledConv> CompiledConv::make(const ConvParameters& par
     if (!code) return nullptr;
     if (code->spilled_bytes <= variant.spilled_bytes) break;
   }
-  return std::shared_ptr<const CompiledConv>(new CompiledConv(std::move(code->machine_code)));
-}
-
-// The code stays loaded: graphs may hold it.
-CompiledConv::~CompiledConv() = default;
-
-const void* CompiledConv::function() const {
-  std::call_once(is_loaded_, [&] {
-    const RelaxedCapture relaxed;
-    cudaLibrary_t library = nullptr;
-    cudaKernel_t kernel = nullptr;
-    check(cudaLibraryLoadData(&library, machine_code_.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),
-          "loading");
-    check(cudaLibraryGetKernel(&kernel, library, kName), "finding the entry");
-    function_ = reinterpret_cast<const void*>(kernel);
-  });
-  return function_;
+  return std::shared_ptr<const CompiledConv>(new CompiledConv(std::move(code->machine_code), kName));
 }
 
 }  // namespace epiconv::sm80

@@ -3,9 +3,10 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <string>
+#include <utility>
 
+#include "compiler/loaded_kernel.h"
 #include "sm80/parameters.h"
 
 namespace epiconv::sm80 {
@@ -16,18 +17,14 @@ class CompiledConv {
   // for 9.0.
   static std::shared_ptr<const CompiledConv> make(const ConvParameters& parameters, int chunk_sums,
                                                   int capability, std::string& why_not);
-  ~CompiledConv();
 
-  // What cudaLaunchKernel takes; its arguments are a ConvLaunch and, of im2col_conv.h, Im2colMaps. Loaded at
-  // the first call.
-  const void* function() const;
+  // What cudaLaunchKernel takes; its arguments are a ConvLaunch and, of im2col_conv.h, Im2colMaps.
+  const void* function() const { return kernel_.function(); }
 
  private:
-  explicit CompiledConv(std::string machine_code) : machine_code_(std::move(machine_code)) {}
+  CompiledConv(std::string machine_code, const char* name) : kernel_(std::move(machine_code), name) {}
 
-  std::string machine_code_;
-  mutable std::once_flag is_loaded_;
-  mutable const void* function_ = nullptr;
+  LoadedKernel kernel_;
 };
 
 }  // namespace epiconv::sm80
