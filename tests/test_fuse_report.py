@@ -1,11 +1,8 @@
-"""`epiconv.report`, and the guide of docs/fusing.md."""
+"""`epiconv.report`; the examples of its guide are run by test_guide.py."""
 
-import re
 from importlib import import_module
-from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
 import torch
 from fusion_blocks import make
 from torch import nn
@@ -13,7 +10,6 @@ from torch import nn
 import epiconv
 
 report_module = import_module("epiconv.fusion.report")  # whose name is the function's in its package
-GUIDE = Path(__file__).resolve().parents[1] / "docs/fusing.md"
 
 
 def test_rows(capsys):
@@ -88,20 +84,3 @@ def test_dtype_of_the_plan(capsys):
     model.bfloat16()
     report = epiconv.report(epiconv.fuse(model, x.bfloat16()))
     assert {row.plan.dtype for row in report.rows} == {torch.bfloat16}
-
-
-@pytest.mark.parametrize("number", range(3))
-def test_the_guide_s_examples(number, capsys):
-    """Each example runs, in the order of the guide; what stands in its comments is what it gives."""
-    examples = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
-    assert len(examples) == 3
-    torch.manual_seed(0)
-    names: dict = {}
-    for example in examples[: number + 1]:
-        exec(example, names)
-    if number == 0:
-        assert {row.module: row.program for row in names["report"].rows} == {
-            "conv1": "v1 = mul(v0, b0); v2 = add(v1, b1); v3 = relu(v2)",
-            "conv2": "v1 = mul(v0, b0); v2 = add(v1, b1); v3 = add(v2, b2); v4 = relu(v3)",
-        }
-        torch.testing.assert_close(names["y"], names["model"](names["x"]), atol=1e-5, rtol=1e-4)
