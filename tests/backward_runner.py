@@ -46,7 +46,26 @@ def _poison(tensor):
     )
 
 
-def run_backward(case, gradient, wanted=None, saved="conv", threads=1, layout="contiguous"):
+def on_device(tensor, device):
+    """A copy of a tensor's memory on a device, of the same strides and the same place in it."""
+    if tensor is None or device == "cpu" or tensor.dim() == 0:
+        return tensor
+    memory = tensor.untyped_storage().cuda()
+    return torch.empty(0, dtype=tensor.dtype, device=device).set_(
+        memory, tensor.storage_offset(), tensor.shape, tensor.stride()
+    )
+
+
+def run_backward(
+    case,
+    gradient,
+    wanted=None,
+    saved="conv",
+    threads=1,
+    layout="contiguous",
+    device="cpu",
+    compiled_for=0,
+):
     """The gradients that the core gives, by name; those wanted that there are not are missing.
 
     Fails where it writes beside one of them. What it says that it does not read is NaN.
@@ -58,6 +77,8 @@ def run_backward(case, gradient, wanted=None, saved="conv", threads=1, layout="c
         saved: what is given: "conv", "output" or "nothing".
         threads: at most.
         layout: of the gradients that are not summed.
+        device: "cpu" or "cuda"; tensors are given on the CPU, and come back there.
+        compiled_for: of the plan.
     """
     wanted = wanted_names(case) if wanted is None else wanted
     program = Program(case.text)
@@ -83,8 +104,8 @@ def run_backward(case, gradient, wanted=None, saved="conv", threads=1, layout="c
     kept = {"conv": y, "output": output, "nothing": None}[saved]
     plan = _core.BackwardPlan(
         program.core,
-        "cpu",
-        0,
+        device,
+        compiled_for,
         y.shape,
         dtype_name(y.dtype),
         dtype_name(dtype),
@@ -98,24 +119,36 @@ def run_backward(case, gradient, wanted=None, saved="conv", threads=1, layout="c
         place("bias"),
         [place(name) for name in names],
     )
-    assert plan.kernel == ("backward_cpu_f64" if compute == torch.float64 else "backward_cpu_f32")
+    how = "" if device == "cpu" else "_compiled" if compiled_for else "_interpreted"
+    assert plan.kernel == f"backward_{device}_{'f64' if compute == torch.float64 else 'f32'}{how}"
     read = [b if reads else _poison(b) for b, reads in zip(operands, needs.reads_operand, strict=True)]
     read_bias = bias if needs.reads_bias else _poison(bias)
+    moved = [on_device(t, device) for t in (kept, gradient, mean, rstd, read_bias, *read)]
+    kept, gradient, mean, rstd, read_bias, *read = moved
+    written = {name: on_device(target, device) for name, target in targets.items()}
+    workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device)
+    stream = torch.cuda.current_stream().cuda_stream if device == "cuda" else 0
+
+    def target_address(name):
+        return written[name].data_ptr() if name in written else 0
+
     plan.run(
         0 if kept is None else kept.data_ptr(),
         gradient.data_ptr(),
         mean.data_ptr(),
         rstd.data_ptr(),
-        targets["y"].data_ptr() if "y" in targets else 0,
+        target_address("y"),
         0 if read_bias is None else read_bias.data_ptr(),
-        targets["bias"].data_ptr() if "bias" in targets else 0,
-        *(0, 0, 0),
+        target_address("bias"),
+        *(workspace.data_ptr(), 0, stream),
         threads,
         tuple([float(b) if b.dim() == 0 else b.data_ptr() for b in read]),
-        tuple([targets[name].data_ptr() if name in targets else 0 for name in names]),
+        tuple([target_address(name) for name in names]),
     )
     results = {}
     for name, target in targets.items():
+        if device != "cpu":
+            target.untyped_storage().copy_(written[name].untyped_storage())
         results[name] = target.clone()
         target.fill_(123.0)
         assert (buffers[name] == 123.0).all(), f"it wrote beside the gradient of {name}"

@@ -1,4 +1,4 @@
-"""The core's `BackwardPlan` on the CPU: derivatives of every operation, sums of every shape, needs."""
+"""The core's `BackwardPlan`: derivatives of every operation, sums of every shape, needs."""
 
 import dataclasses
 import math
@@ -18,6 +18,27 @@ FULL = TensorSpec(SHAPE, "float64", "channels_last", seed=4)
 CHANNEL = TensorSpec((6, 1, 1), "float64", seed=5)
 VECTOR = TensorSpec((6,), "float64", seed=6)
 GRADIENT = TensorSpec(SHAPE, "float64", seed=7)
+
+
+ENGINES = [
+    pytest.param(("cpu", False), id="cpu"),
+    pytest.param(("cuda", False), id="interpreted", marks=pytest.mark.gpu),
+    pytest.param(("cuda", True), id="compiled", marks=pytest.mark.gpu),
+]
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    """What runs: arguments of `run_backward`."""
+    device, is_compiled = request.param
+    if device == "cpu":
+        return {}
+    request.getfixturevalue("card")
+    if not is_compiled:
+        return {"device": device}
+    request.getfixturevalue("nvrtc")
+    major, minor = torch.cuda.get_device_capability()
+    return {"device": device, "compiled_for": 10 * major + minor}
 
 
 def statements():
@@ -60,15 +81,15 @@ def assert_gradients(got, expected, rtol=1e-12, atol=1e-12):
 
 
 @pytest.mark.parametrize(("text", "specs"), list(statements()))
-def test_every_operation(text, specs):
+def test_every_operation(text, specs, engine):
     case = Case(text, Y, specs)
     gradient = make(GRADIENT)
-    assert_gradients(run_backward(case, gradient), expected_gradients(case, gradient))
+    assert_gradients(run_backward(case, gradient, **engine), expected_gradients(case, gradient))
 
 
 # torch's derivative of softsign is a sum of two terms, in which infinite gradients meet.
 @pytest.mark.parametrize(("text", "specs"), [p for p in statements() if "softsign" not in p.id])
-def test_every_operation_with_gradients_that_are_not_finite(text, specs):
+def test_every_operation_with_gradients_that_are_not_finite(text, specs, engine):
     """A gradient that torch selects away is 0, also where it is NaN or infinite; one that it multiplies by 0
     is NaN. Values are "special" too: zeros, infinities and NaN."""
     special = [
@@ -77,7 +98,9 @@ def test_every_operation_with_gradients_that_are_not_finite(text, specs):
     case = Case(text, dataclasses.replace(Y, values="special"), tuple(special))
     gradient = make(dataclasses.replace(GRADIENT, values="special", layout="sliced"))
     wanted = [name for name in wanted_names(case) if name == "y" or specs[int(name[1:])].shape == SHAPE]
-    assert_gradients(run_backward(case, gradient, wanted), expected_gradients(case, gradient, wanted))
+    assert_gradients(
+        run_backward(case, gradient, wanted, **engine), expected_gradients(case, gradient, wanted)
+    )
 
 
 TIES = [
@@ -101,18 +124,18 @@ TIES = [
 
 
 @pytest.mark.parametrize(("text", "value", "expected"), TIES)
-def test_ties(text, value, expected, monkeypatch):
+def test_ties(text, value, expected, monkeypatch, engine):
     case = Case(text, TensorSpec((1, 1, 3), "float32"), ())
     monkeypatch.setattr("backward_runner.tensors_of", lambda case: (torch.full((1, 1, 3), value), [], None))
-    got = run_backward(case, torch.full((1, 1, 3), 8.0))
+    got = run_backward(case, torch.full((1, 1, 3), 8.0), **engine)
     assert got["y"].tolist() == [[[8.0 * expected] * 3]]
 
 
-def test_a_tie_is_split_between_operands(monkeypatch):
+def test_a_tie_is_split_between_operands(monkeypatch, engine):
     case = Case("v1 = minimum(v0, b0)", TensorSpec((1, 2, 3), "float32"), (TensorSpec((2, 1), "float32"),))
     tensors = torch.ones(1, 2, 3), [torch.tensor([[1.0], [5.0]])], None
     monkeypatch.setattr("backward_runner.tensors_of", lambda case: tensors)
-    got = run_backward(case, torch.full((1, 2, 3), 2.0))
+    got = run_backward(case, torch.full((1, 2, 3), 2.0), **engine)
     assert got["y"].tolist() == [[[1.0] * 3, [2.0] * 3]]
     assert got["b0"].tolist() == [[3.0], [0.0]]
 
@@ -125,7 +148,7 @@ OPERAND_SHAPES = [
 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "expanded"])
 @pytest.mark.parametrize("shape", OPERAND_SHAPES, ids=str)
-def test_sums_are_exact_on_small_integers(shape, layout):
+def test_sums_are_exact_on_small_integers(shape, layout, engine):
     """Bit for bit, for every shape of an operand and layouts of all tensors; a 0-d one is a number."""
     y = TensorSpec(SHAPE, "float32", "contiguous" if layout == "expanded" else layout, 1, "integers")
     operand_layout = layout if len(shape) > 1 else "contiguous"
@@ -134,13 +157,13 @@ def test_sums_are_exact_on_small_integers(shape, layout):
     for gradient_layout in ("contiguous", "channels_last", "expanded"):
         gradient = make(TensorSpec(SHAPE, "float32", gradient_layout, 3, "integers"))
         for target in ("contiguous", "channels_last"):
-            got = run_backward(case, gradient, layout=target)
+            got = run_backward(case, gradient, layout=target, **engine)
             expected = expected_gradients(case, gradient)
             assert torch.equal(got["y"].double(), expected["y"])
             assert torch.equal(got["b0"].double(), expected["b0"])
 
 
-def test_dtypes_of_everything():
+def test_dtypes_of_everything(engine):
     """Each gradient has the dtype of its tensor; integers and bools have none."""
     operands = (
         TensorSpec((6, 1, 1), "bfloat16", seed=1, values="integers"),
@@ -151,7 +174,7 @@ def test_dtypes_of_everything():
     text = "v1 = mul(v0, b0); v2 = sub(v1, b1); v3 = mul(v2, b2); v4 = where(b3, v3, v1)"
     case = Case(text, TensorSpec(SHAPE, "bfloat16", seed=5, values="integers"), operands)
     gradient = make(TensorSpec(SHAPE, "float32", seed=6, values="integers"))
-    got = run_backward(case, gradient)
+    got = run_backward(case, gradient, **engine)
     assert {name: value.dtype for name, value in got.items()} == {
         "y": torch.bfloat16,
         "b0": torch.bfloat16,
@@ -175,14 +198,14 @@ ACCURACY = [
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(("text", "shapes"), ACCURACY, ids=[text for text, _ in ACCURACY])
-def test_as_accurate_as_eager(text, shapes, dtype):
+def test_as_accurate_as_eager(text, shapes, dtype, engine):
     """At most twice the error of the operations in torch in that dtype, and one rounding of the result."""
     shape = (4, 6, 33, 29)
     grown = {SHAPE: shape, (5, 7): shape[2:], (2, 1, 5, 7): (4, 1, 33, 29)}
     specs = [TensorSpec(grown.get(s, s), dtype, seed=20 + i) for i, s in enumerate(shapes)]
     case = Case(text, TensorSpec(shape, dtype, seed=8), tuple(specs), TensorSpec((6,), dtype, seed=9))
     gradient = make(TensorSpec(shape, dtype, seed=10))
-    got = run_backward(case, gradient)
+    got = run_backward(case, gradient, **engine)
     expected = expected_gradients(case, gradient)
     eager = eager_gradients(case, gradient)
     eps = torch.finfo(getattr(torch, dtype)).eps
@@ -239,33 +262,33 @@ def test_threads_do_not_change_the_bits(text, shapes, layout):
         )
 
 
-def test_sums_do_not_lose_what_is_small():
+def test_sums_do_not_lose_what_is_small(engine):
     """A float32 sum of as many elements would be off by far more than a rounding of the result."""
     count = 2**20
     case = Case("v1 = add(v0, b0)", TensorSpec((1, 1, count), "float32"), (TensorSpec((1, 1), "float32"),))
     gradient = torch.full((1, 1, count), 0.1)
     gradient[0, 0, 0] = 1e7
-    (result,) = run_backward(case, gradient, ["b0"])["b0"].flatten().tolist()
+    (result,) = run_backward(case, gradient, ["b0"], **engine)["b0"].flatten().tolist()
     exact = gradient.double().sum()
     assert result == float(exact.float())
 
 
 @pytest.mark.parametrize("name", ["y", "bias", "b0", "b1", "b2"])
-def test_one_wanted_gradient_is_what_it_is_among_all(name):
+def test_one_wanted_gradient_is_what_it_is_among_all(name, engine):
     text = "v1 = mul(v0, b0); v2 = group_norm(v1, 3, b1, b2); v3 = silu(v2)"
     case = Case(text, Y, (CHANNEL, VECTOR, VECTOR), bias=VECTOR)
     gradient = make(GRADIENT)
-    whole = run_backward(case, gradient)
-    alone = run_backward(case, gradient, [name])
+    whole = run_backward(case, gradient, **engine)
+    alone = run_backward(case, gradient, [name], **engine)
     assert list(alone) == [name] and torch.equal(alone[name], whole[name])
 
 
-def test_a_norms_weight_that_prelu_reads_too():
+def test_a_norms_weight_that_prelu_reads_too(engine):
     """Both contributions are added, for the shift as well."""
     text = "v1 = prelu(v0, b0); v2 = group_norm(v1, 2, b0, b0); v3 = mul(v2, v1)"
     case = Case(text, Y, (VECTOR,))
     gradient = make(GRADIENT)
-    assert_gradients(run_backward(case, gradient), expected_gradients(case, gradient))
+    assert_gradients(run_backward(case, gradient, **engine), expected_gradients(case, gradient))
 
 
 def test_statistics_are_torchs():
@@ -278,30 +301,30 @@ def test_statistics_are_torchs():
 
 
 @pytest.mark.parametrize("text", ["v1 = mul(v0, b0)", "v1 = mul(v0, b0); v2 = group_norm(v1, 3, b1)"])
-def test_an_empty_batch_gives_zeros(text):
+def test_an_empty_batch_gives_zeros(text, engine):
     specs = (TensorSpec((6, 1, 1), "float32"), TensorSpec((6,), "float32"))[: text.count("b")]
     case = Case(text, TensorSpec((0, 6, 5, 7), "float32"), specs, TensorSpec((6,), "float32"))
-    got = run_backward(case, torch.empty(0, 6, 5, 7))
+    got = run_backward(case, torch.empty(0, 6, 5, 7), **engine)
     assert got.pop("y").shape == (0, 6, 5, 7)
     assert sorted(got) == sorted([*[f"b{i}" for i in range(len(specs))], "bias"])
     for value in got.values():
         assert not value.any() and value.shape[0] == 6
 
 
-def test_no_gradient_passes_a_comparison():
+def test_no_gradient_passes_a_comparison(engine):
     case = Case("v1 = gt(v0, b0); v2 = where(v1, b1, 0.5)", Y, (CHANNEL, CHANNEL))
-    assert list(run_backward(case, make(GRADIENT))) == ["b1"]
+    assert list(run_backward(case, make(GRADIENT), **engine)) == ["b1"]
     needs = needs_of(case, ["y", "b0", "b1"])
     assert not needs.gives_input and list(needs.gives_operand) == [False, True]
 
 
-def test_nan_and_infinities_pass():
+def test_nan_and_infinities_pass(engine):
     """They come out where torch's come out, and nowhere else."""
     case = Case("v1 = mul(v0, b0); v2 = sigmoid(v1)", TensorSpec(SHAPE, "float64", seed=1), (CHANNEL,))
     gradient = values_of(GRADIENT)
     gradient[0, 2, 1, 1] = math.nan
     gradient[1, 4, 0, 0] = math.inf
-    got, expected = run_backward(case, gradient), expected_gradients(case, gradient)
+    got, expected = run_backward(case, gradient, **engine), expected_gradients(case, gradient)
     assert_gradients(got, expected)
     assert got["b0"].isnan().flatten().tolist() == [False, False, True, False, False, False]
     assert int(got["y"].isfinite().logical_not().sum()) == 2

@@ -89,8 +89,9 @@ class HostExecutor final : public backward::Executor {
     std::vector<std::uint64_t> shared(planned.shared_bytes / 8 + 1, ~std::uint64_t{0});
     const auto memory = backward::TileMemory<T>::of(sweep, shared.data(), kInRegisters);
     HostCrew<Own> crew(sweep.threads);
+    const backward::AnyProgram program{planned.actions};
     for (std::int64_t tile = 0; tile < sweep.num_tiles; ++tile)
-      backward::Tile<T, HostMemory, backward::AnyProgram>(sweep, launch, tile, memory).run(crew);
+      backward::Tile<T, HostMemory, backward::AnyProgram>(sweep, program, launch, tile, memory).run(crew);
   }
 
   void reduce(const backward::Reductions& reductions) override {
@@ -181,6 +182,7 @@ const char* const kNormPrograms[] = {
     "v1 = add(v0, b2); v2 = group_norm(v1, 2, weight=b0, bias=b1, eps=0.5); v3 = relu(v2); v4 = add(v3, v1)",
     "v1 = group_norm(v0, 2, eps=0.5); v2 = mul(v1, v1); v3 = add(v2, b0)",
     "v1 = mul(v0, b1); v2 = group_norm(v1, 2, weight=b0, eps=0.5); v3 = mul(v2, b2)",
+    "v1 = prelu(v0, b0); v2 = group_norm(v1, 2, weight=b0, bias=b1, eps=0.5)",
 };
 
 // An operand's extents: of each dimension all or one, or fewer dimensions.

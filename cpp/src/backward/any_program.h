@@ -9,8 +9,9 @@ namespace epiconv::backward {
 
 template <typename T>
 __global__ void __launch_bounds__(kMostThreads)
-    sweep_any(const __grid_constant__ Sweep sweep, const __grid_constant__ SweepLaunch launch) {
-  run_tiles<T, InMemory<T>, AnyProgram>(sweep, launch);
+    sweep_any(const __grid_constant__ Sweep sweep, const __grid_constant__ Actions actions,
+              const __grid_constant__ SweepLaunch launch) {
+  run_tiles<T, InMemory<T>>(sweep, AnyProgram{actions}, launch);
 }
 
 template <typename T>

@@ -36,31 +36,36 @@ __global__ void __launch_bounds__(kMostThreads) reduce_sums(const __grid_constan
 
 std::int64_t blocks_for(std::int64_t threads) { return (threads + kMostThreads - 1) / kMostThreads; }
 
-// The sweep's bytes are written out as words: the compiler sees the structure's members as constants.
-std::string source_of(const Sweep& sweep, bool double_precision) {
-  static_assert(sizeof(Sweep) % sizeof(std::uint32_t) == 0);
+// A constant of a structure whose bytes are written out as words: the compiler sees the members.
+void write_constant(std::ostream& out, const char* type, const char* name, const void* value,
+                    std::size_t bytes) {
+  const std::size_t count = bytes / sizeof(std::uint32_t);
+  const auto* const words = static_cast<const std::uint32_t*>(value);
+  out << "struct " << type << "Words {\n  std::uint32_t words[" << count << "];\n};\n__device__ constexpr "
+      << type << " " << name << " = __builtin_bit_cast(" << type << ", " << type << "Words{{" << std::hex;
+  for (std::size_t i = 0; i < count; ++i) out << (i % 8 == 0 ? "\n    " : " ") << "0x" << words[i] << "u,";
+  out << std::dec << "\n}});\n\n";
+}
+
+std::string source_of(const PlannedSweep& planned, bool double_precision) {
+  static_assert(sizeof(Sweep) % sizeof(std::uint32_t) == 0 && sizeof(Action) % sizeof(std::uint32_t) == 0);
+  const auto count = static_cast<std::size_t>(planned.actions.count);
   std::ostringstream out;
   out << R"(#include "backward/device_memory.h"
 
 namespace epiconv::backward {
 
-struct SweepWords {
-  std::uint32_t words[sizeof(Sweep) / sizeof(std::uint32_t)];
-};
-__device__ constexpr Sweep kSweep = __builtin_bit_cast(Sweep, SweepWords{{)"
-      << std::hex;
-  const auto* const words = reinterpret_cast<const std::uint32_t*>(&sweep);
-  std::size_t count = sizeof(Sweep) / sizeof(std::uint32_t);
-  while (count > 1 && words[count - 1] == 0) --count;  // the rest is zero without being said
-  for (std::size_t i = 0; i < count; ++i) out << (i % 8 == 0 ? "\n    " : " ") << "0x" << words[i] << "u,";
-  out << std::dec << R"(
-}});
-
-extern "C" __global__ void __launch_bounds__(kSweep.threads) )"
-      << kName << R"((const __grid_constant__ SweepLaunch launch) {
+struct Steps {
+  Action each[)"
+      << count << "];\n};\n";
+  write_constant(out, "Steps", "kSteps", planned.actions.each, count * sizeof(Action));
+  write_constant(out, "Sweep", "kSweep", &planned.sweep, sizeof(Sweep));
+  out << R"(extern "C" __global__ void __launch_bounds__(kSweep.threads) )" << kName
+      << R"((const __grid_constant__ SweepLaunch launch) {
   using T = )"
       << (double_precision ? "double" : "float") << R"(;
-  run_tiles<T, InRegisters<T, kSweep.num_slots, kSweep.num_word_sums>, OneProgram<kSweep>>(kSweep, launch);
+  run_tiles<T, InRegisters<T, kSweep.num_slots, kSweep.num_word_sums>>(kSweep, OneProgram<kSweep, kSteps, )"
+      << count << R"(>{}, launch);
 }
 
 }  // namespace epiconv::backward
@@ -91,14 +96,14 @@ struct CudaBackward::State {
 
   bool compile(int capability) {
     sweep = compiled(plan.sweep, capability);
-    if (sweep == nullptr || plan.norm_sweep.sweep.num_actions == 0) return sweep != nullptr;
+    if (sweep == nullptr || plan.norm_sweep.actions.count == 0) return sweep != nullptr;
     norm_sweep = compiled(plan.norm_sweep, capability);
     if (norm_sweep == nullptr) sweep = nullptr;
     return norm_sweep != nullptr;
   }
 
   std::unique_ptr<const LoadedKernel> compiled(const PlannedSweep& planned, int capability) {
-    const KernelSource source{source_of(planned.sweep, plan.double_precision), concat("sm_", capability)};
+    const KernelSource source{source_of(planned, plan.double_precision), concat("sm_", capability)};
     std::optional<KernelCode> code = compile_kernel(source, why_not_compiled);
     if (!code) return nullptr;
     return std::make_unique<const LoadedKernel>(std::move(code->machine_code), kName);
@@ -120,6 +125,7 @@ class CudaExecutor final : public Executor {
 
   void run_sweep(const PlannedSweep& planned, const SweepLaunch& given) override {
     Sweep sweep = planned.sweep;
+    Actions actions = planned.actions;
     SweepLaunch launch = given;
     const LoadedKernel* const compiled = &planned == &plan_.sweep ? sweep_ : norm_sweep_;
     const auto blocks = static_cast<unsigned>(std::min(sweep.num_tiles, kMostBlocks));
@@ -130,7 +136,7 @@ class CudaExecutor final : public Executor {
       return;
     }
     allow_shared_memory(planned.shared_bytes);
-    void* arguments[] = {&sweep, &launch};
+    void* arguments[] = {&sweep, &actions, &launch};
     start(kernels_.sweep, blocks, 1, sweep.threads, arguments, planned.shared_bytes);
   }
 

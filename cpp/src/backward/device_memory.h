@@ -6,10 +6,59 @@
 
 namespace epiconv::backward {
 
+// The type of elements of a dtype.
+template <DType kDType>
+struct StoredAs;
+template <>
+struct StoredAs<DType::kFloat32> {
+  using Type = float;
+};
+template <>
+struct StoredAs<DType::kFloat64> {
+  using Type = double;
+};
+template <>
+struct StoredAs<DType::kFloat16> {
+  using Type = __half;
+};
+template <>
+struct StoredAs<DType::kBFloat16> {
+  using Type = __nv_bfloat16;
+};
+template <>
+struct StoredAs<DType::kBool> {
+  using Type = std::uint8_t;
+};
+template <>
+struct StoredAs<DType::kUInt8> {
+  using Type = std::uint8_t;
+};
+template <>
+struct StoredAs<DType::kInt8> {
+  using Type = std::int8_t;
+};
+template <>
+struct StoredAs<DType::kInt16> {
+  using Type = std::int16_t;
+};
+template <>
+struct StoredAs<DType::kInt32> {
+  using Type = std::int32_t;
+};
+template <>
+struct StoredAs<DType::kInt64> {
+  using Type = std::int64_t;
+};
+
+// A dtype is a DType, or a KnownDType, whose code alone is compiled.
 struct DeviceMemory {
   template <typename T>
   static __device__ __forceinline__ T load(const void* data, DType dtype, std::int64_t offset) {
     return load_element<T>(data, dtype, offset);
+  }
+  template <typename T, DType kDType>
+  static __device__ __forceinline__ T load(const void* data, KnownDType<kDType>, std::int64_t offset) {
+    return from_stored<T>(static_cast<const typename StoredAs<kDType>::Type*>(data)[offset]);
   }
 
   template <typename T>
@@ -19,11 +68,22 @@ struct DeviceMemory {
       load_packed<T, Stored, kWord>(values, static_cast<const Stored*>(data) + offset);
     });
   }
+  template <typename T, DType kDType>
+  static __device__ __forceinline__ void load_word(const void* data, KnownDType<kDType>, std::int64_t offset,
+                                                   T (&values)[kWord]) {
+    using Stored = typename StoredAs<kDType>::Type;
+    load_packed<T, Stored, kWord>(values, static_cast<const Stored*>(data) + offset);
+  }
 
   template <typename T>
   static __device__ __forceinline__ void store(void* data, DType dtype, std::int64_t offset, T value) {
     visit_floating<T>(
         dtype, [&]<typename Stored>() { static_cast<Stored*>(data)[offset] = to_stored<Stored>(value); });
+  }
+  template <typename T, DType kDType>
+  static __device__ __forceinline__ void store(void* data, KnownDType<kDType>, std::int64_t offset, T value) {
+    using Stored = typename StoredAs<kDType>::Type;
+    static_cast<Stored*>(data)[offset] = to_stored<Stored>(value);
   }
 
   template <typename T>
@@ -32,6 +92,12 @@ struct DeviceMemory {
     visit_floating<T>(dtype, [&]<typename Stored>() {
       store_packed<Stored, kWord>(values, static_cast<Stored*>(data) + offset);
     });
+  }
+  template <typename T, DType kDType>
+  static __device__ __forceinline__ void store_word(void* data, KnownDType<kDType>, std::int64_t offset,
+                                                    const T (&values)[kWord]) {
+    using Stored = typename StoredAs<kDType>::Type;
+    store_packed<Stored, kWord>(values, static_cast<Stored*>(data) + offset);
   }
 };
 
@@ -50,12 +116,13 @@ struct BlockCrew {
 
 // The tiles of one block.
 template <typename T, typename Own, typename Program>
-__device__ __forceinline__ void run_tiles(const Sweep& sweep, const SweepLaunch& launch) {
+__device__ __forceinline__ void run_tiles(const Sweep& sweep, const Program& program,
+                                          const SweepLaunch& launch) {
   extern __shared__ __align__(16) std::uint8_t shared[];
   const auto memory = TileMemory<T>::of(sweep, shared, !Own::kSumsInMemory);
   BlockCrew<Own> crew;
   for (std::int64_t tile = blockIdx.x; tile < sweep.num_tiles; tile += gridDim.x) {
-    Tile<T, DeviceMemory, Program>(sweep, launch, tile, memory).run(crew);
+    Tile<T, DeviceMemory, Program>(sweep, program, launch, tile, memory).run(crew);
   }
 }
 

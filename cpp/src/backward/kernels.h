@@ -4,7 +4,7 @@
 namespace epiconv::backward {
 
 struct Kernels {
-  const void* sweep;       // Sweep, SweepLaunch; of any program
+  const void* sweep;       // Sweep, Actions, SweepLaunch; of any program
   const void* set_tables;  // NormLaunch
   const void* set_lines;   // NormLaunch; a block for each sample and group
   const void* add_affine;  // NormLaunch

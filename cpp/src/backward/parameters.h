@@ -49,8 +49,13 @@ struct Action {
   std::uint8_t num_values;
   bool adds;
 };
-// Reads, values, and two derivatives of nearly every value are far fewer.
+// Reads, values, and two derivatives of nearly every value are far fewer. Apart from the sweep: constants of
+// a kernel that is compiled for its plan are few.
 inline constexpr int kMaxActions = 256;
+struct Actions {
+  std::int32_t count;
+  Action each[kMaxActions];
+};
 
 // What one operand's gradient is a sum over, in a tile.
 enum class SumKind : std::uint8_t {
@@ -79,10 +84,8 @@ struct Sweep {
   std::int32_t num_sums;
   std::int32_t num_word_sums;  // of tiles and columns
   std::int32_t num_tables;     // sums of rows
-  std::int32_t num_actions;
   Tensor tensors[kNumTensors];
   Sum sums[kNumOperandPlaces];
-  Action actions[kMaxActions];
 };
 
 // Addresses and numbers of a run.

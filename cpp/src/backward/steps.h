@@ -8,23 +8,6 @@
 
 namespace epiconv::backward {
 
-// An operation known when a step runs.
-struct AnyOperation {
-  template <typename Visitor>
-  static EPICONV_HOST_DEVICE void visit(Opcode op, Visitor&& visitor) {
-    visit_operation(op, visitor);
-  }
-};
-
-// One known before.
-template <Opcode kOpcode>
-struct OneOperation {
-  template <typename Visitor>
-  static EPICONV_HOST_DEVICE void visit(Opcode, Visitor&& visitor) {
-    visit_operation_of<kOpcode>(visitor);
-  }
-};
-
 template <typename T>
 struct Word {
   T values[kWord];
@@ -43,107 +26,234 @@ EPICONV_HOST_DEVICE Word<T> differentiated(const Action& action, const Word<T> (
   return result;
 }
 
+// A tensor of which nothing is known before the kernel runs.
+struct AnyTensor {
+  int number;
+
+  static constexpr bool kMayBeOneForAll = true, kMayBeInWords = true, kMayBeApart = true;
+  EPICONV_HOST_DEVICE DType dtype(const Tensor& tensor) const { return tensor.dtype; }
+};
+
+// One of a sweep that is a constant.
+template <DType kDType>
+struct KnownDType {
+  EPICONV_HOST_DEVICE constexpr operator DType() const { return kDType; }
+};
+template <const Sweep& kSweep, int kNumber>
+struct OneTensor {
+  static constexpr int number = kNumber;
+  static constexpr bool kMayBeOneForAll = kSweep.tensors[kNumber].strides[kColumn] == 0;
+  static constexpr bool kMayBeInWords = kSweep.tensors[kNumber].in_words;
+  static constexpr bool kMayBeApart = !kMayBeOneForAll;
+  EPICONV_HOST_DEVICE KnownDType<kSweep.tensors[kNumber].dtype> dtype(const Tensor&) const { return {}; }
+};
+
+// The number of a register, which the compiler has to know early.
+template <int kValue>
+struct KnownIndex {
+  static constexpr int value = kValue;
+  EPICONV_HOST_DEVICE constexpr operator int() const { return kValue; }
+};
+
+// A step of which nothing is known before the kernel runs: it may be of any kind.
+struct AnyStep {
+  const Action& action;
+
+  static constexpr bool may_be(BackwardStep::Kind) { return true; }
+  static constexpr bool may_read(int, Source) { return true; }
+  static constexpr bool may_differentiate(int) { return true; }
+  static constexpr bool kMayBeSummed = true, kMayBeWhole = true;
+
+  template <typename Visitor>
+  EPICONV_HOST_DEVICE void visit(Visitor&& visitor) const {
+    visit_operation(action.op, visitor);
+  }
+  template <int kArgument>
+  EPICONV_HOST_DEVICE AnyTensor argument() const {
+    return {action.index[kArgument]};
+  }
+  template <int kNumber>
+  EPICONV_HOST_DEVICE AnyTensor tensor() const {
+    return {kNumber};
+  }
+  EPICONV_HOST_DEVICE AnyTensor operand_gradient() const { return {kOperandGradients + action.argument}; }
+  template <int kArgument>
+  EPICONV_HOST_DEVICE int slot() const {
+    return action.index[kArgument];
+  }
+  EPICONV_HOST_DEVICE int target() const { return action.target; }
+  EPICONV_HOST_DEVICE int gradient() const { return action.gradient; }
+  EPICONV_HOST_DEVICE int sum_index(const Sum& sum) const { return sum.index; }
+};
+
+// One of a program that is a constant: what it is not takes the compiler no time.
+template <const Sweep& kSweep, const auto& kSteps, int kStep>
+struct OneStep {
+  static constexpr Action action = kSteps.each[kStep];
+
+  static constexpr bool may_be(BackwardStep::Kind kind) { return action.kind == kind; }
+  static constexpr bool may_read(int k, Source source) {
+    return k < action.num_values && action.source[k] == source;
+  }
+  static constexpr bool may_differentiate(int k) { return action.argument == k; }
+  static constexpr bool kMayBeSummed = action.target >= 0, kMayBeWhole = action.target < 0;
+
+  // Of registers; sums of rows are not there.
+  static constexpr int index_of_sum() {
+    if (action.target < 0 || kSweep.sums[action.target].kind == SumKind::kRows) return 0;
+    return kSweep.sums[action.target].index;
+  }
+
+  template <typename Visitor>
+  EPICONV_HOST_DEVICE void visit(Visitor&& visitor) const {
+    visit_operation_of<action.op>(visitor);
+  }
+  template <int kArgument>
+  EPICONV_HOST_DEVICE OneTensor<kSweep, action.index[kArgument]> argument() const {
+    return {};
+  }
+  template <int kNumber>
+  EPICONV_HOST_DEVICE OneTensor<kSweep, kNumber> tensor() const {
+    return {};
+  }
+  EPICONV_HOST_DEVICE OneTensor<kSweep, kOperandGradients + action.argument> operand_gradient() const {
+    return {};
+  }
+  template <int kArgument>
+  EPICONV_HOST_DEVICE KnownIndex<action.index[kArgument]> slot() const {
+    return {};
+  }
+  EPICONV_HOST_DEVICE KnownIndex<action.target> target() const { return {}; }
+  EPICONV_HOST_DEVICE KnownIndex<action.gradient> gradient() const { return {}; }
+  EPICONV_HOST_DEVICE auto sum_index(const Sum&) const { return KnownIndex<index_of_sum()>{}; }
+};
+
+// What a step reads as its argument k.
+template <int k, typename T, typename Step, typename Elements, typename Slots>
+EPICONV_HOST_DEVICE Word<T> argument_of(const Step& step, const Elements& elements, const Slots& slots) {
+  const auto& action = step.action;
+  Word<T> result = {};
+  if (k >= action.num_values) return result;
+  if constexpr (Step::may_read(k, Source::kSlot)) {
+    if (action.source[k] == Source::kSlot) return slots.read(step.template slot<k>());
+  }
+  if constexpr (Step::may_read(k, Source::kOperand)) {
+    if (action.source[k] == Source::kOperand) return elements.load(step.template argument<k>());
+  }
+  const double number = action.late[k] >= 0 ? elements.number(action.late[k]) : action.number[k];
+  EPICONV_UNROLL
+  for (int j = 0; j < kWord; ++j) result.values[j] = static_cast<T>(number);
+  return result;
+}
+
 // `elements` loads and stores words of tensors, has the run's numbers, and takes gradients that are summed;
 // `slots` reads and writes words.
-template <typename T, typename Operations, typename Elements, typename Slots>
-EPICONV_HOST_DEVICE void run_action(const Action& action, Elements& elements, Slots& slots) {
+template <typename T, typename Step, typename Elements, typename Slots>
+EPICONV_HOST_DEVICE void run_step(const Step& step, Elements& elements, Slots& slots) {
   using Kind = BackwardStep::Kind;
-  Word<T> x[3] = {};
-  EPICONV_UNROLL
-  for (int k = 0; k < 3; ++k) {
-    if (k >= action.num_values) continue;
-    if (action.source[k] == Source::kSlot) {
-      x[k] = slots.read(action.index[k]);
-    } else if (action.source[k] == Source::kOperand) {
-      x[k] = elements.load(action.index[k]);
-    } else {
-      const double number = action.late[k] >= 0 ? elements.number(action.late[k]) : action.number[k];
-      EPICONV_UNROLL
-      for (int j = 0; j < kWord; ++j) x[k].values[j] = static_cast<T>(number);
-    }
-  }
+  const auto& action = step.action;
   const auto give = [&](Word<T> result) {
     if (action.adds) {
-      const Word<T> before = slots.read(action.target);
+      const Word<T> before = slots.read(step.target());
       EPICONV_UNROLL
       for (int j = 0; j < kWord; ++j) result.values[j] = before.values[j] + result.values[j];
     }
-    slots.write(action.target, result);
+    slots.write(step.target(), result);
   };
-  switch (action.kind) {
-    case Kind::kReadSaved:
-      return slots.write(action.target, elements.load(kSavedTensor));
-    case Kind::kReadGradient:
-      return slots.write(action.target, elements.load(kGradientTensor));
-    case Kind::kEvaluate:
-      return Operations::visit(action.op, [&]<typename Operation>() {
-        Word<T> result;
-        EPICONV_UNROLL
-        for (int j = 0; j < kWord; ++j) {
-          result.values[j] =
-              Operation::forward(ops::Inputs<T>{x[0].values[j], x[1].values[j], x[2].values[j],
-                                                static_cast<T>(action.p), static_cast<T>(action.q)});
-        }
-        slots.write(action.target, result);
-      });
-    case Kind::kDifferentiate: {
-      const Word<T> gradient = slots.read(action.gradient);
-      return Operations::visit(action.op, [&]<typename Operation>() {
-        constexpr int kArguments = Operation::kInfo.num_arguments();
-        if (action.argument == 0) {
-          give(differentiated<T, Operation, 0>(action, x, gradient));
-        } else if (action.argument == 1) {
-          if constexpr (kArguments > 1) give(differentiated<T, Operation, 1>(action, x, gradient));
-        } else {
-          if constexpr (kArguments > 2) give(differentiated<T, Operation, 2>(action, x, gradient));
-        }
-      });
+  if constexpr (Step::may_be(Kind::kReadSaved)) {
+    if (action.kind == Kind::kReadSaved)
+      return slots.write(step.target(), elements.load(step.template tensor<kSavedTensor>()));
+  }
+  if constexpr (Step::may_be(Kind::kReadGradient)) {
+    if (action.kind == Kind::kReadGradient)
+      return slots.write(step.target(), elements.load(step.template tensor<kGradientTensor>()));
+  }
+  if constexpr (Step::may_be(Kind::kGiveInput)) {
+    if (action.kind == Kind::kGiveInput)
+      return elements.store(step.template tensor<kInputGradientTensor>(), slots.read(step.gradient()));
+  }
+  if constexpr (Step::may_be(Kind::kGiveOperand)) {
+    if (action.kind == Kind::kGiveOperand) {
+      const Word<T> gradient = slots.read(step.gradient());
+      if constexpr (Step::kMayBeWhole) {
+        if (action.target < 0) return elements.store(step.operand_gradient(), gradient);
+      }
+      if constexpr (Step::kMayBeSummed) elements.add(step, gradient);
+      return;
     }
-    case Kind::kDifferentiateNorm: {
-      const Word<T> gradient = slots.read(action.gradient);
-      const Word<T> offset = elements.load(kNormOffsetOperand);
-      const Word<T> slope = elements.load(kNormSlopeOperand);
+  }
+  if constexpr (Step::may_be(Kind::kEvaluate) || Step::may_be(Kind::kDifferentiate) ||
+                Step::may_be(Kind::kDifferentiateNorm)) {
+    const Word<T> x[3] = {argument_of<0, T>(step, elements, slots), argument_of<1, T>(step, elements, slots),
+                          argument_of<2, T>(step, elements, slots)};
+    if constexpr (Step::may_be(Kind::kEvaluate)) {
+      if (action.kind == Kind::kEvaluate) {
+        return step.visit([&]<typename Operation>() {
+          Word<T> result;
+          EPICONV_UNROLL
+          for (int j = 0; j < kWord; ++j) {
+            result.values[j] =
+                Operation::forward(ops::Inputs<T>{x[0].values[j], x[1].values[j], x[2].values[j],
+                                                  static_cast<T>(action.p), static_cast<T>(action.q)});
+          }
+          slots.write(step.target(), result);
+        });
+      }
+    }
+    if constexpr (Step::may_be(Kind::kDifferentiate)) {
+      if (action.kind == Kind::kDifferentiate) {
+        const Word<T> gradient = slots.read(step.gradient());
+        return step.visit([&]<typename Operation>() {
+          constexpr int kArguments = Operation::kInfo.num_arguments();
+          if constexpr (Step::may_differentiate(0)) {
+            if (action.argument == 0) give(differentiated<T, Operation, 0>(action, x, gradient));
+          }
+          if constexpr (Step::may_differentiate(1) && kArguments > 1) {
+            if (action.argument == 1) give(differentiated<T, Operation, 1>(action, x, gradient));
+          }
+          if constexpr (Step::may_differentiate(2) && kArguments > 2) {
+            if (action.argument == 2) give(differentiated<T, Operation, 2>(action, x, gradient));
+          }
+        });
+      }
+    }
+    if constexpr (Step::may_be(Kind::kDifferentiateNorm)) {
+      const Word<T> gradient = slots.read(step.gradient());
+      const Word<T> offset = elements.load(step.template tensor<kNormOffsetOperand>());
+      const Word<T> slope = elements.load(step.template tensor<kNormSlopeOperand>());
       Word<T> result;
       EPICONV_UNROLL
       for (int j = 0; j < kWord; ++j) {
         result.values[j] = gradient.values[j] + (offset.values[j] + slope.values[j] * x[0].values[j]);
       }
-      return give(result);
-    }
-    case Kind::kGiveInput:
-      return elements.store(kInputGradientTensor, slots.read(action.gradient));
-    case Kind::kGiveOperand: {
-      const Word<T> gradient = slots.read(action.gradient);
-      if (action.target < 0) return elements.store(kOperandGradients + action.argument, gradient);
-      return elements.add(action.target, gradient);
+      give(result);
     }
   }
 }
 
-// All steps of a sweep's parameters, one after another.
+// All steps of a sweep, one after another, as a kernel's parameters say.
 struct AnyProgram {
+  const Actions& actions;
+
   template <typename T, typename Elements, typename Slots>
-  static EPICONV_HOST_DEVICE void run(const Sweep& sweep, Elements& elements, Slots& slots) {
-    for (int i = 0; i < sweep.num_actions; ++i) {
-      run_action<T, AnyOperation>(sweep.actions[i], elements, slots);
-    }
+  EPICONV_HOST_DEVICE void run(Elements& elements, Slots& slots) const {
+    for (int i = 0; i < actions.count; ++i) run_step<T>(AnyStep{actions.each[i]}, elements, slots);
   }
 };
 
-// Those of a sweep that is a constant.
-template <const Sweep& kSweep>
+// Those that are constants.
+template <const Sweep& kSweep, const auto& kSteps, int kCount>
 struct OneProgram {
   template <typename T, typename Elements, typename Slots>
-  static EPICONV_HOST_DEVICE void run(const Sweep&, Elements& elements, Slots& slots) {
+  EPICONV_HOST_DEVICE void run(Elements& elements, Slots& slots) const {
     run_from<T, 0>(elements, slots);
   }
 
  private:
   template <typename T, int kFirst, typename Elements, typename Slots>
   static EPICONV_HOST_DEVICE void run_from(Elements& elements, Slots& slots) {
-    if constexpr (kFirst < kSweep.num_actions) {
-      constexpr Action action = kSweep.actions[kFirst];
-      run_action<T, OneOperation<action.op>>(action, elements, slots);
+    if constexpr (kFirst < kCount) {
+      run_step<T>(OneStep<kSweep, kSteps, kFirst>{}, elements, slots);
       run_from<T, kFirst + 1>(elements, slots);
     }
   }

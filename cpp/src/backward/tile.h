@@ -71,9 +71,18 @@ struct InRegisters {
     EPICONV_UNROLL
     for (int i = 0; i < kSums; ++i) sums[i] = Word<double>{};
   }
-  EPICONV_HOST_DEVICE Word<T> read(int slot) const { return slots[slot]; }
-  EPICONV_HOST_DEVICE void write(int slot, const Word<T>& word) { slots[slot] = word; }
-  EPICONV_HOST_DEVICE void add(int sum, int j, double value) { sums[sum].values[j] += value; }
+  template <typename Index>
+  EPICONV_HOST_DEVICE Word<T> read(Index slot) const {
+    return slots[slot];
+  }
+  template <typename Index>
+  EPICONV_HOST_DEVICE void write(Index slot, const Word<T>& word) {
+    slots[slot] = word;
+  }
+  template <typename Index>
+  EPICONV_HOST_DEVICE void add(Index sum, int j, double value) {
+    sums[sum].values[j] += value;
+  }
 };
 
 // In shared memory; for any program.
@@ -114,51 +123,65 @@ struct Elements {
     return offset;
   }
 
-  EPICONV_HOST_DEVICE bool in_words(int i) const {
-    return sweep.tensors[i].in_words && (launch.in_words >> i & 1) != 0;
+  // Of a tensor of words, whether its address allows them.
+  template <typename Which>
+  EPICONV_HOST_DEVICE bool in_words(const Which& which) const {
+    return sweep.tensors[which.number].in_words && (launch.in_words >> which.number & 1) != 0;
   }
 
-  EPICONV_HOST_DEVICE Word<T> load(int i) const {
-    const Tensor& tensor = sweep.tensors[i];
+  template <typename Which>
+  EPICONV_HOST_DEVICE Word<T> load(const Which& which) const {
+    const Tensor& tensor = sweep.tensors[which.number];
+    const void* const data = launch.data[which.number];
     const std::int64_t offset = offset_of(tensor);
     const std::int64_t stride = tensor.strides[kColumn];
     Word<T> word = {};
-    if (stride == 0) {
-      const T value = Memory::template load<T>(launch.data[i], tensor.dtype, offset);
-      EPICONV_UNROLL
-      for (int j = 0; j < kWord; ++j) word.values[j] = value;
-    } else if (in_words(i)) {
-      Memory::template load_word<T>(launch.data[i], tensor.dtype, offset, word.values);
-    } else {
+    if constexpr (Which::kMayBeOneForAll) {
+      if (stride == 0) {
+        const T value = Memory::template load<T>(data, which.dtype(tensor), offset);
+        EPICONV_UNROLL
+        for (int j = 0; j < kWord; ++j) word.values[j] = value;
+        return word;
+      }
+    }
+    if constexpr (Which::kMayBeInWords) {
+      if (in_words(which)) {
+        Memory::template load_word<T>(data, which.dtype(tensor), offset, word.values);
+        return word;
+      }
+    }
+    if constexpr (Which::kMayBeApart) {
       EPICONV_UNROLL
       for (int j = 0; j < kWord; ++j) {
-        if (j < valid) {
-          word.values[j] = Memory::template load<T>(launch.data[i], tensor.dtype, offset + j * stride);
-        }
+        if (j < valid)
+          word.values[j] = Memory::template load<T>(data, which.dtype(tensor), offset + j * stride);
       }
     }
     return word;
   }
 
-  EPICONV_HOST_DEVICE void store(int i, const Word<T>& word) {
-    const Tensor& tensor = sweep.tensors[i];
+  template <typename Which>
+  EPICONV_HOST_DEVICE void store(const Which& which, const Word<T>& word) {
+    const Tensor& tensor = sweep.tensors[which.number];
+    void* const data = launch.data[which.number];
     const std::int64_t offset = offset_of(tensor);
     const std::int64_t stride = tensor.strides[kColumn];
-    if (in_words(i)) {
-      Memory::template store_word<T>(launch.data[i], tensor.dtype, offset, word.values);
-      return;
+    if constexpr (Which::kMayBeInWords) {
+      if (in_words(which))
+        return Memory::template store_word<T>(data, which.dtype(tensor), offset, word.values);
     }
     EPICONV_UNROLL
     for (int j = 0; j < kWord; ++j) {
       if (j < valid)
-        Memory::template store<T>(launch.data[i], tensor.dtype, offset + j * stride, word.values[j]);
+        Memory::template store<T>(data, which.dtype(tensor), offset + j * stride, word.values[j]);
     }
   }
 
   EPICONV_HOST_DEVICE double number(int operand) const { return launch.numbers[operand]; }
 
-  EPICONV_HOST_DEVICE void add(int i, const Word<T>& word) {
-    const Sum& sum = sweep.sums[i];
+  template <typename Step>
+  EPICONV_HOST_DEVICE void add(const Step& step, const Word<T>& word) {
+    const Sum& sum = sweep.sums[step.action.target];
     if (sum.kind == SumKind::kRows) {
       T total = T(0);
       EPICONV_UNROLL
@@ -172,7 +195,7 @@ struct Elements {
       if (sum.kind == SumKind::kElements) {
         launch.partial_sums[partial_place(sum, place, row, column + j)] = static_cast<double>(word.values[j]);
       } else {
-        own.add(sum.index, j, static_cast<double>(word.values[j]));
+        own.add(step.sum_index(sum), j, static_cast<double>(word.values[j]));
       }
     }
   }
@@ -186,13 +209,18 @@ struct Elements {
 template <typename T, typename Memory, typename Program>
 struct Tile {
   const Sweep& sweep;
+  const Program& program;
   const SweepLaunch& launch;
   TilePlace place;
   TileMemory<T> memory;
 
-  EPICONV_HOST_DEVICE Tile(const Sweep& the_sweep, const SweepLaunch& the_launch, std::int64_t tile,
-                           const TileMemory<T>& the_memory)
-      : sweep(the_sweep), launch(the_launch), place(place_of(the_sweep, tile)), memory(the_memory) {}
+  EPICONV_HOST_DEVICE Tile(const Sweep& the_sweep, const Program& the_program, const SweepLaunch& the_launch,
+                           std::int64_t tile, const TileMemory<T>& the_memory)
+      : sweep(the_sweep),
+        program(the_program),
+        launch(the_launch),
+        place(place_of(the_sweep, tile)),
+        memory(the_memory) {}
 
   template <typename Crew>
   EPICONV_HOST_DEVICE void run(Crew& crew) {
@@ -207,7 +235,8 @@ struct Tile {
 
  private:
   template <typename Own>
-  EPICONV_HOST_DEVICE void go_through(int thread, Own& own) {
+  EPICONV_HOST_DEVICE void go_through(int thread, Own& kept) {
+    Own own;  // what is kept from phase to phase would be stored at each change
     own.begin(sweep, memory, thread);
     const int lane = thread % sweep.lanes;
     const int rows = sweep.threads / sweep.lanes;  // at a time
@@ -223,9 +252,10 @@ struct Tile {
         const std::int64_t left = sweep.extents[kColumn] - elements.column;
         if (left <= 0) break;
         elements.valid = left < kWord ? static_cast<int>(left) : kWord;
-        Program::template run<T>(sweep, elements, own);
+        program.template run<T>(elements, own);
       }
     }
+    kept = own;
   }
 
   // Threads of one lane, then, of a tile's sum, lanes; in halves, so that the order is always the same.

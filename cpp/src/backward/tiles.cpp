@@ -201,14 +201,14 @@ class SweepPlanning {
   }
 
   void place_actions() {
-    Sweep& sweep = result_.sweep;
+    Actions& actions = result_.actions;
     if (program_.steps.size() > kMaxActions) {
       throw NotSupported(concat("the backward pass of the program has ", program_.steps.size(),
                                 " steps, and a kernel takes at most ", kMaxActions));
     }
     int sum = 0;
     for (const BackwardStep& step : program_.steps) {
-      Action& action = sweep.actions[sweep.num_actions++] = packed(step);
+      Action& action = actions.each[actions.count++] = packed(step);
       if (step.kind != BackwardStep::Kind::kGiveOperand) continue;
       action.target = static_cast<std::int16_t>(pass_.gradients[step.argument].is_summed ? sum++ : -1);
     }
@@ -298,7 +298,7 @@ NormLaunch norm_launch(const PlannedBackward& plan, const BackwardAddresses& add
   norm.weight_stride = shape.weight_stride;
   norm.shift_stride = shape.shift_stride;
   norm.tables = memory + plan.norm_tables;
-  if (plan.norm_sweep.sweep.num_actions == 0) return norm;
+  if (plan.norm_sweep.actions.count == 0) return norm;
   norm.scale_sums = reinterpret_cast<double*>(memory + plan.norm_sums);
   norm.shift_sums = norm.scale_sums + shape.samples * shape.channels;
   norm.weight_gradient = reinterpret_cast<double*>(memory + plan.affine_sums);
@@ -332,7 +332,7 @@ PlannedBackward::PlannedBackward(const BackwardPass& pass, bool in_registers)
   if (!pass.norm_program.steps.empty()) norm_sweep = plan_sweep(pass, pass.norm_program, in_registers);
   sweep = plan_sweep(pass, pass.program, in_registers);
   const auto entries = static_cast<std::size_t>(norm.samples * norm.channels);
-  const bool has_sums = norm_sweep.sweep.num_actions > 0;
+  const bool has_sums = norm_sweep.actions.count > 0;
   const std::int64_t partial_sums = std::max(norm_sweep.num_partial_sums, sweep.num_partial_sums);
   norm_sums = aligned(static_cast<std::size_t>(partial_sums) * sizeof(double));
   affine_sums = norm_sums + (has_sums ? aligned(2 * entries * sizeof(double)) : 0);
@@ -358,7 +358,7 @@ void run_backward(const PlannedBackward& plan, const BackwardAddresses& given, v
       table += entries * (plan.double_precision ? 8 : 4);
     }
   }
-  if (plan.norm_sweep.sweep.num_actions > 0) {
+  if (plan.norm_sweep.actions.count > 0) {
     executor.run_sweep(plan.norm_sweep, launch_of(plan.norm_sweep.sweep, addresses, workspace));
     void* outputs[kNumOperandPlaces] = {};
     outputs[kScaleOperand] = const_cast<double*>(norm.scale_sums);

@@ -15,6 +15,7 @@ inline constexpr std::size_t kSharedBytes = 96 << 10;
 
 struct PlannedSweep {
   Sweep sweep{};
+  Actions actions{};
   std::int64_t num_partial_sums = 0;
   // Of the summed gradients that come out; without addresses.
   struct OfPlace {

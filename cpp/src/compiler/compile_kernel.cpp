@@ -120,6 +120,7 @@ std::string log_of(const Nvrtc& nvrtc, NvrtcProgram program) {
   if (nvrtc.log_size(program, &size) != 0 || size == 0) return "";
   std::string log(size, '\0');
   nvrtc.log(program, log.data());
+  log.resize(log.find_last_not_of(std::string_view("\n\0", 2)) + 1);
   return log;
 }
 
