@@ -19,7 +19,7 @@ from epiconv.bench.problems import (
     torch_convolution,
     torch_epilogue,
 )
-from epiconv.bench.selection import find_problem
+from epiconv.bench.selection import find_problem, select_problems
 
 CPU = torch.device("cpu")
 
@@ -476,15 +476,21 @@ def test_command_line_runs_and_writes_files(tmp_path, capsys):
     assert "epiconv against the best peer" in printed and "coverage" in printed
 
 
-@pytest.mark.parametrize("mode", ["host", "elementwise"])
+@pytest.mark.parametrize("mode", ["host", "elementwise", "training"])
 def test_other_measurements_write_json(mode, tmp_path):
     path = tmp_path / "out.json"
     arguments = ["--device", "cpu", "--seconds", "0", "--dtypes", "fp32", "--layouts", "nchw"]
     assert main([*arguments, f"--{mode}", "--json", str(path)]) == 0
     rows = json.loads(path.read_text())[mode]
     if mode == "host":
-        assert [row["device"] for row in rows] == ["cpu"]
+        assert [(row["device"], row["with_grad"]) for row in rows] == [("cpu", False), ("cpu", True)]
         assert rows[0]["ratio"] == pytest.approx(rows[0]["epiconv_us"] / rows[0]["eager_us"])
+    elif mode == "training":
+        assert [row["peer"] for row in rows] == ["eager", "epiconv"] * (len(rows) // 2)
+        assert {row["problem"] for row in rows} == {problem.id for problem in select_problems("recipes")}
+        assert all(row["ms"] > 0 and row["peak_bytes"] is None for row in rows)
+        assert all(row["difference"] == 0 for row in rows if row["peer"] == "eager")
+        assert all(0 < row["difference"] < 1e-4 for row in rows if row["peer"] == "epiconv")
     else:
         assert [row["problem"] for row in rows] == list(RECIPE_IDS)
         for row in rows:

@@ -25,6 +25,7 @@ from epiconv.bench.peers import (
 from epiconv.bench.problems import Problem, parse_problem
 from epiconv.bench.results import CaseResult, case_key
 from epiconv.bench.selection import GROUPS, select_problems
+from epiconv.bench.training import TRAINING_PEERS, training_steps
 
 try:
     from rich.console import Console
@@ -48,6 +49,7 @@ _EPILOG = """examples:
   python -m epiconv.bench --problems layers --peers eager,compile,convolution,epiconv --cold --repacking \\
       --json layers.json --report docs --readme README.md
   python -m epiconv.bench --load layers.json more.json --report docs
+  python -m epiconv.bench --training --problems recipes
   python -m epiconv.bench --host
   python -m epiconv.bench --elementwise
 
@@ -147,6 +149,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     other = parser.add_argument_group("other measurements").add_mutually_exclusive_group()
     other.add_argument("--host", action="store_true", help="host time per call, on the CPU and on CUDA")
+    other.add_argument(
+        "--training",
+        action="store_true",
+        help=f"training steps of the problems, by the peers {', '.join(TRAINING_PEERS)}",
+    )
     other.add_argument(
         "--elementwise",
         action="store_true",
@@ -392,18 +399,42 @@ def _run_host(options: argparse.Namespace, device: torch.device, console: Consol
     if device.type == "cuda":
         devices.append(device)
     with report.progress_bar(console) as bar:
-        task = bar.add_task("host time", total=len(devices))
+        task = bar.add_task("host time", total=2 * len(devices))
         rows = []
         for each in devices:
-            rows.append(host_times(each, options.seconds))
-            bar.advance(task)
+            for with_grad in (False, True):
+                rows.append(host_times(each, options.seconds, with_grad))
+                bar.advance(task)
     console.print(report.host_table(rows))
+    _write_rows(options, device, "host", [{**asdict(row), "ratio": row.ratio} for row in rows])
+    return 0
+
+
+def _write_rows(options: argparse.Namespace, device: torch.device, name: str, rows: Sequence[object]) -> None:
     if options.json:
-        content = [{**asdict(row), "ratio": row.ratio} for row in rows]
-        report.write_json(
-            options.json,
-            {"schema": report.SCHEMA, "environment": report.environment(device), "host": content},
-        )
+        content = {"schema": report.SCHEMA, "environment": report.environment(device), name: list(rows)}
+        report.write_json(options.json, content)
+
+
+def _run_training(options: argparse.Namespace, device: torch.device, console: Console) -> int:
+    dtypes = _words(options.dtypes, list(DTYPES), "dtype")
+    layouts = _words(options.layouts, LAYOUTS, "layout")
+    default = TRAINING_PEERS if device.type == "cuda" else ("eager", "epiconv")
+    peers = _words(options.peers or ",".join(default), TRAINING_PEERS, "peer of --training")
+    problems = chosen_problems(options, device)
+    cases = [(problem, dtype, layout) for problem in problems for dtype in dtypes for layout in layouts]
+    rows = []
+    with report.progress_bar(console) as bar:
+        task = bar.add_task("", total=len(cases))
+        for problem, dtype, layout in cases:
+            bar.update(task, description=f"{problem.id} {dtype} {layout}")
+            try:
+                rows += training_steps(problem, dtype, layout, device, peers, options.seconds)
+            except (Unavailable, torch.OutOfMemoryError) as error:
+                console.print(f"{problem.id} {dtype} {layout}: left out, {error}", markup=False)
+            bar.advance(task)
+    console.print(report.training_table(rows))
+    _write_rows(options, device, "training", [asdict(row) for row in rows])
     return 0
 
 
@@ -419,12 +450,7 @@ def _run_elementwise(options: argparse.Namespace, device: torch.device, console:
             rows.append(pass_bandwidth(problem, dtype, layout, device, options.seconds))
             bar.advance(task)
     console.print(report.bandwidth_table(rows))
-    if options.json:
-        content = [{**asdict(row), "percent": row.percent} for row in rows]
-        report.write_json(
-            options.json,
-            {"schema": report.SCHEMA, "environment": report.environment(device), "elementwise": content},
-        )
+    _write_rows(options, device, "elementwise", [{**asdict(row), "percent": row.percent} for row in rows])
     return 0
 
 
@@ -459,6 +485,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             torch.cuda.set_device(device)
         if options.host:
             return _run_host(options, device, console)
+        if options.training:
+            return _run_training(options, device, console)
         if options.elementwise:
             return _run_elementwise(options, device, console)
         return _run_problems(options, device, console)

@@ -15,15 +15,17 @@ _CALLS: Final = 100  # per interval; on CUDA few enough that the launch queue (1
 
 @dataclass(frozen=True)
 class HostTimes:
-    """Microseconds per call, medians, without grad, on tensors so small that their work is negligible.
+    """Microseconds per call, medians, on tensors so small that their work is negligible.
 
     Attributes:
         device: "cpu" or "cuda".
+        with_grad: whether input and parameters want a gradient, in grad mode; the backward pass is not run.
         eager_us: PyTorch's convolution and three pointwise operations.
         epiconv_us: the same by `fused_conv_epilogue`, operands bound in the call.
     """
 
     device: str
+    with_grad: bool
     eager_us: float
     epiconv_us: float
 
@@ -53,12 +55,13 @@ class _HostOnlyStopwatch:
         return [end - begin for begin, end in zip(marks[::2], marks[1::2], strict=True)]
 
 
-def host_times(device: torch.device, seconds: float = 2.0) -> HostTimes:
+def host_times(device: torch.device, seconds: float = 2.0, with_grad: bool = False) -> HostTimes:
     """Measures host time per call of eager conv + 3 pointwise operations and of `fused_conv_epilogue`.
 
     Args:
         device: "cpu" or a CUDA device.
         seconds: to measure for.
+        with_grad: whether gradients are wanted.
 
     Example:
         >>> host_times(torch.device("cpu")).ratio
@@ -67,6 +70,8 @@ def host_times(device: torch.device, seconds: float = 2.0) -> HostTimes:
     weight = torch.randn(4, 4, 3, 3, device=device)
     conv_bias = torch.randn(4, device=device)
     bias = torch.randn(4, 1, 1, device=device)
+    for tensor in (x, weight, conv_bias, bias):
+        tensor.requires_grad_(with_grad)
     program = Program("v1 = minimum(v0, 0.5); v2 = add(v1, b0); v3 = mul(v2, 2.0)")
 
     def eager() -> None:
@@ -78,8 +83,8 @@ def host_times(device: torch.device, seconds: float = 2.0) -> HostTimes:
         for _ in range(_CALLS):
             epiconv.fused_conv_epilogue(x, weight, conv_bias, epilogue=program(bias))
 
-    with torch.no_grad():
+    with torch.set_grad_enabled(with_grad):
         timings: dict[str, Timing] = interleave(
             {"eager": eager, "epiconv": fused}, _HostOnlyStopwatch(device), seconds=seconds, runs=_CALLS
         )
-    return HostTimes(device.type, timings["eager"].seconds * 1e6, timings["epiconv"].seconds * 1e6)
+    return HostTimes(device.type, with_grad, timings["eager"].seconds * 1e6, timings["epiconv"].seconds * 1e6)

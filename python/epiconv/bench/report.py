@@ -24,6 +24,7 @@ from epiconv.bench.summary import (
     slow_choices,
     slow_layers,
 )
+from epiconv.bench.training import TrainingStep
 
 SCHEMA: Final = 1
 """Version of the JSON files; a change that a reader would notice raises it."""
@@ -403,11 +404,32 @@ def control_warning(result: CaseResult) -> str | None:
 
 
 def host_table(times: Iterable[HostTimes]) -> Table:
-    """Host time per call, a row per device."""
-    table = plain_table("host time per call, without grad")
-    add_columns(table, ["device"], ["eager conv + 3 operations, µs", "fused_conv_epilogue, µs", "ratio"])
+    """Host time per call, two rows per device."""
+    table = plain_table("host time per call")
+    add_columns(
+        table, ["device", "grad"], ["eager conv + 3 operations, µs", "fused_conv_epilogue, µs", "ratio"]
+    )
     for row in times:
-        table.add_row(row.device, f"{row.eager_us:.1f}", f"{row.epiconv_us:.1f}", f"{row.ratio:.2f}")
+        times_of_row = (f"{row.eager_us:.1f}", f"{row.epiconv_us:.1f}", f"{row.ratio:.2f}")
+        table.add_row(row.device, "with" if row.with_grad else "without", *times_of_row)
+    return table
+
+
+def training_table(rows: Sequence[TrainingStep]) -> Table:
+    """Training steps, a row per peer of each case."""
+    table = plain_table("training steps: forward and backward pass, every gradient")
+    add_columns(
+        table, ["problem", "dtype", "layout", "peer"], ["ms", "x epiconv", "peak MB", "max difference"]
+    )
+    own = {(row.problem, row.dtype, row.layout): row for row in rows if row.peer == EPICONV}
+    for row in rows:
+        ours = own.get((row.problem, row.dtype, row.layout))
+        table.add_row(
+            *(row.problem, row.dtype, row.layout, row.peer, milliseconds(row.ms)),
+            _ratio(None if ours is None else row.ms / ours.ms),
+            "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}",
+            f"{row.difference:.1e}",
+        )
     return table
 
 
