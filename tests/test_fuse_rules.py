@@ -418,5 +418,7 @@ def test_bad_arguments():
         epiconv.fuse(nn.ReLU(), [X])
     with pytest.raises(TypeError, match="as it was before"):
         epiconv.fuse(epiconv.fuse(nn.Sequential(conv(), nn.ReLU())))
+    with pytest.raises(TypeError, match="as it was before"):
+        epiconv.fuse(epiconv.fuse(nn.Sequential(conv())))  # of which nothing was fused
     with pytest.raises(TypeError, match=r"epiconv\.report\(epiconv\.fuse"):
         epiconv.report(nn.ReLU())

@@ -263,6 +263,20 @@ def test_aot_inductor(tmp_path):
             close(loaded(x), model(x))
 
 
+def test_float64_from_float32_tensors():
+    """Intermediates are float64 where the result is, also where plain torch operations run."""
+    epilogue = [ops.mul(1.0 / 3.0), ops.gelu()]
+
+    def function(x):
+        return epiconv.fused_conv_epilogue(x, WEIGHT.float(), epilogue=epilogue, dtype=torch.float64)
+
+    x = X.float()
+    expected = torch.stack([function(x), function(2.0 * x)])
+    got = torch.vmap(function)(torch.stack([x, 2.0 * x]))
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_vmap():
     xs, scales = torch.randn(3, 2, 4, 7, 6), torch.randn(3, 6, 1, 1)
 

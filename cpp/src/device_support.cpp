@@ -1,5 +1,6 @@
 #include <cstdlib>
 
+#include "architectures.h"
 #include "epiconv/device.h"
 #include "epiconv/error.h"
 
@@ -18,12 +19,16 @@ int version_number(const std::string& version) {
 std::string why_not_on_card(int major, int minor) {
   if (!EPICONV_HAS_CUDA) {
     return "this build of epiconv has no CUDA kernels: install the CUDA toolkit (12.8 or newer), put nvcc on "
-           "PATH "
-           "and build again";
+           "PATH and build again";
   }
-  if (major >= 8) return "";
-  return concat("the card has compute capability ", major, ".", minor,
-                ", and epiconv's kernels need 8.0 or newer");
+  if (major < 8) {
+    return concat("the card has compute capability ", major, ".", minor,
+                  ", and epiconv's kernels need 8.0 or newer");
+  }
+  if (has_code_for(EPICONV_CUDA_ARCHITECTURES_STRING, 10 * major + minor)) return "";
+  return concat("this build of epiconv is for ", EPICONV_CUDA_ARCHITECTURES_STRING,
+                ", and the card has compute capability ", major, ".", minor,
+                ": build with EPICONV_CUDA_ARCHITECTURES=", major, minor, "-real among others");
 }
 
 std::string why_not_on_driver(const std::string& driver) {

@@ -214,6 +214,8 @@ def apply_epilogue(
     Returns:
         A tensor of y's shape.
     """
+    if dtype == torch.float64:
+        y = y.to(dtype)  # intermediates are, as in the kernels
     if bias is not None:
         compute = compute_dtype(program, y.dtype, operand_signature(operands))
         y = y.to(compute) + bias.to(compute).view(-1, *[1] * (y.dim() - 2))

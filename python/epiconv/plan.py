@@ -37,7 +37,8 @@ class Plan:
             not tell, and for path "implicit_gemm".
         kernel: name of the kernel, or of the pass, "none" where the result is empty; for path "torch" how
             many operations there are.
-        why: for path "implicit_gemm" why this kernel and no other; else "".
+        why: for path "implicit_gemm" why this kernel and no other; why torch's convolution is called for each
+            image alone, where batch-invariant algorithms are asked for; else "".
         predicted_ms: what this path takes by the model of an H200 in docs/planner.md, with a warm L2 cache;
             None where nothing is predicted: not on a card, in float64, and where plain torch operations run.
         predicted: the same with what each ceiling of the card would take alone, or "".

@@ -132,7 +132,7 @@ def fuse(model: _Model, example_inputs: Any = None) -> _Model:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fuse takes a torch.nn.Module, not a {type(model).__name__}")
-    if any(isinstance(module, FusedForward) for module in model.modules()):
+    if any(isinstance(each, FusedForward) or "_epiconv_rows" in vars(each) for each in model.modules()):
         raise TypeError("the model has been through fuse: give fuse the model as it was before")
     if example_inputs is not None and not isinstance(example_inputs, tuple):
         if not isinstance(example_inputs, torch.Tensor):
