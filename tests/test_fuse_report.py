@@ -3,6 +3,7 @@
 from importlib import import_module
 from types import SimpleNamespace
 
+import pytest
 import torch
 from fusion_blocks import make
 from torch import nn
@@ -74,6 +75,20 @@ def test_predicted_gain(monkeypatch, capsys):
     assert "made_up" in report
     assert "predicted: 0.2500 ms; of the ways sm90_im2col 0.2500 ms, cudnn+epilogue 0.7500 ms" in report
     assert "predicted gain over convolutions with a pass behind them: 1.5000 ms, of 3 sites" in report
+
+
+def test_measured(capsys):
+    model, x = make("unet")
+    fused = epiconv.fuse(model, x)
+    report = epiconv.report(fused, measure=True)
+    rows = [row for row in report.rows if row.fused]
+    assert all(time > 0 for row in rows for time in row.measured_ms)
+    assert [row.measured_ms for row in report.rows if not row.fused] == [None]
+    sums = [sum(row.measured_ms[i] for row in rows) for i in range(2)]
+    assert f"measured: {sums[0]:.4f} ms, as they were written {sums[1]:.4f} ms, of 3 sites" in report
+    assert [row.measured_ms for row in epiconv.report(fused).rows] == [None] * 4
+    with pytest.raises(ValueError, match="needs example inputs"):
+        epiconv.report(epiconv.fuse(model), measure=True)
 
 
 def test_dtype_of_the_plan(capsys):

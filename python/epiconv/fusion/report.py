@@ -1,6 +1,6 @@
 """`epiconv.report`: what `epiconv.fuse` did with a model, and how it runs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,8 @@ class Row:
         plan: how it runs for the example inputs, by `epiconv.explain`; None without them.
         gain_ms: what the site is predicted to save against torch's convolution with a pass behind it;
             None where nothing is predicted.
+        measured_ms: what the site took, and what its operations took as they were written, where that was
+            measured; else None.
     """
 
     module: str
@@ -36,6 +38,7 @@ class Row:
     reason: str
     plan: Plan | None
     gain_ms: float | None
+    measured_ms: tuple[float, float] | None = None
 
 
 class Report(str):
@@ -48,20 +51,25 @@ class Report(str):
     rows: tuple[Row, ...]
 
 
-def report(model: nn.Module) -> Report:
+def report(model: nn.Module, *, measure: bool = False) -> Report:
     """Prints which convolutions of a fused model are one call with what follows them, and why others are not.
 
-    Nothing runs. Where `fuse` was given example inputs, `epiconv.explain` says for their shapes which path
-    and kernel a site takes in eval mode without gradients, and what that is predicted to take.
+    Where `fuse` was given example inputs, `epiconv.explain` says for their shapes which path and kernel a
+    site takes in eval mode without gradients, and what that is predicted to take. Nothing runs, unless it is
+    to be measured.
 
     Args:
         model: of `epiconv.fuse`.
+        measure: whether to time each site beside its operations as they were written, in turns, without
+            gradients, on random values of the example inputs' forms: a fifth of a second for each. In
+            training mode a site with a BatchNorm is those operations.
 
     Returns:
         The text that it printed, with `rows`.
 
     Raises:
         TypeError: the model is not of `epiconv.fuse`.
+        ValueError: it is to be measured, and `fuse` was given no example inputs.
 
     Example:
         >>> rows = epiconv.report(epiconv.fuse(model)).rows
@@ -72,21 +80,75 @@ def report(model: nn.Module) -> Report:
             f"report takes a model that epiconv.fuse returned, not a {type(model).__name__} without: call "
             "epiconv.report(epiconv.fuse(model, example_inputs))"
         )
-    rows = tuple([_row(model, each) for each in known])
+    if measure and not any(isinstance(each, Fused) and each.forms is not None for each in known):
+        raise ValueError(
+            "measure=True needs example inputs, whose forms it takes: epiconv.fuse(model, example_inputs)"
+        )
+    rows = tuple([_row(model, each, measure) for each in _in_turn(known, measure)])
     text = Report(_text(rows))
     text.rows = rows
     print(text)
     return text
 
 
-def _row(model: nn.Module, known: Fused | NotFused) -> Row:
+def _in_turn(known: Sequence[Fused | NotFused], measure: bool) -> Iterable[Fused | NotFused]:
+    """With a progress bar, if it takes time and rich is there."""
+    if not measure:
+        return known
+    try:
+        from rich.progress import track
+    except ModuleNotFoundError:
+        return known
+    return track(known, description="measuring", transient=True)
+
+
+def _row(model: nn.Module, known: Fused | NotFused, measure: bool) -> Row:
     if isinstance(known, NotFused):
         return Row(known.conv, False, "", (), known.reason, None, None)
     root = model.get_submodule(known.root)
-    plan = None
+    plan = measured = None
     if isinstance(root, FusedForward) and known.forms is not None and None not in known.forms:
-        plan = _plan(root, root._epiconv_root.sites[known.site], [form for form in known.forms if form])
-    return Row(known.conv, True, known.program, known.modules, known.ended_by, plan, _gain(plan))
+        site, forms = root._epiconv_root.sites[known.site], [form for form in known.forms if form]
+        plan = _plan(root, site, forms)
+        if measure:
+            measured = _measured(root, site, forms)
+    return Row(known.conv, True, known.program, known.modules, known.ended_by, plan, _gain(plan), measured)
+
+
+def _measured(root: nn.Module, site: Site, forms: Sequence[Form]) -> tuple[float, float]:
+    """Milliseconds of a site, and of its operations as they were written."""
+    from epiconv.bench.timing import interleave, stopwatch_for
+
+    device = find(root, site.plan.conv).weight.device
+    given = [_random(form, device) for form in forms]
+    ways: dict[str, Callable[[], object]] = {
+        "fused": lambda: site.run(root, *given),
+        "unfused": lambda: site.plan.unfused(root, *given),
+    }
+    with torch.no_grad():
+        timings = interleave(_graphs(ways, device), stopwatch_for(device), seconds=0.1, warm_up=0.1)
+    return timings["fused"].seconds * 1e3, timings["unfused"].seconds * 1e3
+
+
+def _random(form: Form, device: torch.device) -> torch.Tensor:
+    tensor = torch.empty_strided(form.shape, form.strides, dtype=form.dtype, device=device)
+    return tensor.normal_() if form.dtype.is_floating_point else tensor.zero_()
+
+
+def _graphs(
+    ways: dict[str, Callable[[], object]], device: torch.device
+) -> Mapping[str, Callable[[], object]]:
+    """CUDA graphs of them, if all can be captured: launching from the host takes as long as a small layer."""
+    if device.type != "cuda":
+        return ways
+    from epiconv.bench.timing import CapturedCall
+
+    for way in ways.values():
+        way()
+    try:
+        return {name: CapturedCall(way, device) for name, way in ways.items()}
+    except RuntimeError:
+        return ways
 
 
 def _plan(root: nn.Module, site: Site, forms: Sequence[Form]) -> Plan | None:
@@ -120,6 +182,9 @@ def _text(rows: Sequence[Row]) -> str:
         if row.plan is not None:
             lines.append(f"    {row.plan.path}, {row.plan.kernel}")
             lines += [f"    predicted: {_prediction(row)}"] if row.plan.predicted_ms is not None else []
+        if row.measured_ms is not None:
+            ours, theirs = row.measured_ms
+            lines.append(f"    measured: {ours:.4f} ms, as it was written {theirs:.4f} ms")
         if row.reason:
             lines.append(f"    ends there: {row.reason}")
     if len(fused) < len(rows):
@@ -135,6 +200,12 @@ def _text(rows: Sequence[Row]) -> str:
         lines.append("no gain is predicted: predictions are made for tensors on a card")
     elif fused:
         lines.append("no gain is predicted: fuse(model, example_inputs) was called without example inputs")
+    measured = [row.measured_ms for row in fused if row.measured_ms is not None]
+    if measured:
+        ours, theirs = (sum(times) for times in zip(*measured, strict=True))
+        lines.append(
+            f"measured: {ours:.4f} ms, as they were written {theirs:.4f} ms, of {len(measured)} sites"
+        )
     return "\n".join(lines)
 
 
