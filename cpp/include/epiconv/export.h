@@ -13,8 +13,8 @@
 #define EPICONV_HOST_DEVICE inline
 #endif
 
-// Before a loop of which indices of registers depend.
-#if defined(__CUDACC__)
+// Before a loop whose counter is an index of registers.
+#if defined(__CUDA_ARCH__)
 #define EPICONV_UNROLL _Pragma("unroll")
 #else
 #define EPICONV_UNROLL

@@ -13,6 +13,9 @@ struct Word {
   T values[kWord];
 };
 
+template <typename Operation>
+inline constexpr int kNumArguments = Operation::kInfo.num_arguments();
+
 template <typename T, typename Operation, int kArgument>
 EPICONV_HOST_DEVICE Word<T> differentiated(const Action& action, const Word<T> (&x)[3],
                                            const Word<T>& gradient) {
@@ -59,9 +62,9 @@ struct KnownIndex {
 struct AnyStep {
   const Action& action;
 
-  static constexpr bool may_be(BackwardStep::Kind) { return true; }
-  static constexpr bool may_read(int, Source) { return true; }
-  static constexpr bool may_differentiate(int) { return true; }
+  static EPICONV_HOST_DEVICE constexpr bool may_be(BackwardStep::Kind) { return true; }
+  static EPICONV_HOST_DEVICE constexpr bool may_read(int, Source) { return true; }
+  static EPICONV_HOST_DEVICE constexpr bool may_differentiate(int) { return true; }
   static constexpr bool kMayBeSummed = true, kMayBeWhole = true;
 
   template <typename Visitor>
@@ -91,15 +94,15 @@ template <const Sweep& kSweep, const auto& kSteps, int kStep>
 struct OneStep {
   static constexpr Action action = kSteps.each[kStep];
 
-  static constexpr bool may_be(BackwardStep::Kind kind) { return action.kind == kind; }
-  static constexpr bool may_read(int k, Source source) {
+  static EPICONV_HOST_DEVICE constexpr bool may_be(BackwardStep::Kind kind) { return action.kind == kind; }
+  static EPICONV_HOST_DEVICE constexpr bool may_read(int k, Source source) {
     return k < action.num_values && action.source[k] == source;
   }
-  static constexpr bool may_differentiate(int k) { return action.argument == k; }
+  static EPICONV_HOST_DEVICE constexpr bool may_differentiate(int k) { return action.argument == k; }
   static constexpr bool kMayBeSummed = action.target >= 0, kMayBeWhole = action.target < 0;
 
   // Of registers; sums of rows are not there.
-  static constexpr int index_of_sum() {
+  static EPICONV_HOST_DEVICE constexpr int index_of_sum() {
     if (action.target < 0 || kSweep.sums[action.target].kind == SumKind::kRows) return 0;
     return kSweep.sums[action.target].index;
   }
@@ -204,7 +207,7 @@ EPICONV_HOST_DEVICE void run_step(const Step& step, Elements& elements, Slots& s
       if (action.kind == Kind::kDifferentiate) {
         const Word<T> gradient = slots.read(step.gradient());
         return step.visit([&]<typename Operation>() {
-          constexpr int kArguments = Operation::kInfo.num_arguments();
+          constexpr int kArguments = kNumArguments<Operation>;
           if constexpr (Step::may_differentiate(0)) {
             if (action.argument == 0) give(differentiated<T, Operation, 0>(action, x, gradient));
           }

@@ -3,16 +3,14 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from epiconv.bench.ceilings import Ceilings, ceilings_of
-from epiconv.bench.elementwise import pass_bandwidth, recipe_problems
-from epiconv.bench.host import host_times
 from epiconv.bench.markdown import BEGIN, END
 from epiconv.bench.measurement import measure_case
+from epiconv.bench.networks import NETWORKS
 from epiconv.bench.peers import (
     DEFAULT_CPU_PEERS,
     DEFAULT_CUDA_PEERS,
@@ -25,12 +23,13 @@ from epiconv.bench.peers import (
 from epiconv.bench.problems import Problem, parse_problem
 from epiconv.bench.results import CaseResult, case_key
 from epiconv.bench.selection import GROUPS, select_problems
-from epiconv.bench.training import TRAINING_PEERS, training_steps
+from epiconv.bench.training import TRAINING_PEERS
 
 try:
     from rich.console import Console
 
     from epiconv.bench import report
+    from epiconv.bench.other_runs import run_elementwise, run_host, run_networks, run_training, split_words
     from epiconv.bench.publish import PICTURE_FILE, TABLE_FILE, check_report, write_report
     from epiconv.bench.saved import Measured, read_results
 except ModuleNotFoundError as missing:
@@ -50,6 +49,7 @@ _EPILOG = """examples:
       --json layers.json --report docs --readme README.md
   python -m epiconv.bench --load layers.json more.json --report docs
   python -m epiconv.bench --training --problems recipes
+  python -m epiconv.bench --networks resnet50,unet
   python -m epiconv.bench --host
   python -m epiconv.bench --elementwise
 
@@ -155,22 +155,16 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"training steps of the problems, by the peers {', '.join(TRAINING_PEERS)}",
     )
     other.add_argument(
+        "--networks",
+        metavar="NAMES",
+        help=f"whole networks, fused and as they come: all, or some of {', '.join(NETWORKS)}",
+    )
+    other.add_argument(
         "--elementwise",
         action="store_true",
         help="bandwidth of the one-pass epilogue over the recipes' outputs",
     )
     return parser
-
-
-def _words(text: str, known: Sequence[str], what: str) -> list[str]:
-    """Splits `a,b` and checks each word."""
-    words = [word for word in text.replace(",", " ").split() if word]
-    for word in words:
-        if word not in known:
-            raise ValueError(f"unknown {what} {word!r}; there are {', '.join(known)}")
-    if not words:
-        raise ValueError(f"no {what} is named")
-    return list(dict.fromkeys(words))
 
 
 def chosen_device(word: str | None) -> torch.device:
@@ -245,7 +239,7 @@ def chosen_peers(options: argparse.Namespace, device: torch.device) -> list[str]
         ValueError: one is unknown, or none is left.
     """
     default = DEFAULT_CUDA_PEERS if device.type == "cuda" else DEFAULT_CPU_PEERS
-    peers = _words(options.peers or ",".join(default), list(PEERS), "peer")
+    peers = split_words(options.peers or ",".join(default), list(PEERS), "peer")
     if options.repacking and REPACKING not in peers:
         peers.append(REPACKING)
     if options.no_compile:
@@ -333,8 +327,8 @@ def _print_line(console: Console, line: str) -> None:
 
 def _run_problems(options: argparse.Namespace, device: torch.device, console: Console) -> int:
     problems = chosen_problems(options, device)
-    dtypes = _words(options.dtypes, list(DTYPES), "dtype")
-    layouts = _words(options.layouts, LAYOUTS, "layout")
+    dtypes = split_words(options.dtypes, list(DTYPES), "dtype")
+    layouts = split_words(options.layouts, LAYOUTS, "layout")
     peers = chosen_peers(options, device)
     if options.report and not any(problem.half for problem in problems):
         raise ValueError("--report is about layers of networks, and none is among the problems")
@@ -394,66 +388,6 @@ def _check_combination(options: argparse.Namespace) -> None:
         check_report(options.report, options.readme)
 
 
-def _run_host(options: argparse.Namespace, device: torch.device, console: Console) -> int:
-    devices = [torch.device("cpu")]
-    if device.type == "cuda":
-        devices.append(device)
-    with report.progress_bar(console) as bar:
-        task = bar.add_task("host time", total=2 * len(devices))
-        rows = []
-        for each in devices:
-            for with_grad in (False, True):
-                rows.append(host_times(each, options.seconds, with_grad))
-                bar.advance(task)
-    console.print(report.host_table(rows))
-    _write_rows(options, device, "host", [{**asdict(row), "ratio": row.ratio} for row in rows])
-    return 0
-
-
-def _write_rows(options: argparse.Namespace, device: torch.device, name: str, rows: Sequence[object]) -> None:
-    if options.json:
-        content = {"schema": report.SCHEMA, "environment": report.environment(device), name: list(rows)}
-        report.write_json(options.json, content)
-
-
-def _run_training(options: argparse.Namespace, device: torch.device, console: Console) -> int:
-    dtypes = _words(options.dtypes, list(DTYPES), "dtype")
-    layouts = _words(options.layouts, LAYOUTS, "layout")
-    default = TRAINING_PEERS if device.type == "cuda" else ("eager", "epiconv")
-    peers = _words(options.peers or ",".join(default), TRAINING_PEERS, "peer of --training")
-    problems = chosen_problems(options, device)
-    cases = [(problem, dtype, layout) for problem in problems for dtype in dtypes for layout in layouts]
-    rows = []
-    with report.progress_bar(console) as bar:
-        task = bar.add_task("", total=len(cases))
-        for problem, dtype, layout in cases:
-            bar.update(task, description=f"{problem.id} {dtype} {layout}")
-            try:
-                rows += training_steps(problem, dtype, layout, device, peers, options.seconds)
-            except (Unavailable, torch.OutOfMemoryError) as error:
-                console.print(f"{problem.id} {dtype} {layout}: left out, {error}", markup=False)
-            bar.advance(task)
-    console.print(report.training_table(rows))
-    _write_rows(options, device, "training", [asdict(row) for row in rows])
-    return 0
-
-
-def _run_elementwise(options: argparse.Namespace, device: torch.device, console: Console) -> int:
-    dtypes = [word for word in _words(options.dtypes, list(DTYPES), "dtype") if word != "fp32_ieee"]
-    layouts = _words(options.layouts, LAYOUTS, "layout")
-    cases = [(p, dtype, layout) for p in recipe_problems(device) for dtype in dtypes for layout in layouts]
-    with report.progress_bar(console) as bar:
-        task = bar.add_task("", total=len(cases))
-        rows = []
-        for problem, dtype, layout in cases:
-            bar.update(task, description=f"{problem.id} {dtype} {layout}")
-            rows.append(pass_bandwidth(problem, dtype, layout, device, options.seconds))
-            bar.advance(task)
-    console.print(report.bandwidth_table(rows))
-    _write_rows(options, device, "elementwise", [{**asdict(row), "percent": row.percent} for row in rows])
-    return 0
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -484,11 +418,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         if options.host:
-            return _run_host(options, device, console)
+            return run_host(options, device, console)
         if options.training:
-            return _run_training(options, device, console)
+            return run_training(options, chosen_problems(options, device), device, console)
+        if options.networks:
+            return run_networks(options, device, console)
         if options.elementwise:
-            return _run_elementwise(options, device, console)
+            return run_elementwise(options, device, console)
         return _run_problems(options, device, console)
     except (ValueError, OSError) as error:
         parser.error(str(error))

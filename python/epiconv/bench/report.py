@@ -15,6 +15,7 @@ from rich.table import Table
 from epiconv.bench.ceilings import Ceilings
 from epiconv.bench.elementwise import Bandwidth
 from epiconv.bench.host import HostTimes
+from epiconv.bench.networks import NetworkTime
 from epiconv.bench.peers import BARE_CONVOLUTION, EPICONV, PEERS
 from epiconv.bench.results import CONTROL_DRIFT, CaseResult, Row
 from epiconv.bench.summary import (
@@ -430,6 +431,22 @@ def training_table(rows: Sequence[TrainingStep]) -> Table:
             "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.1f}",
             f"{row.difference:.1e}",
         )
+    return table
+
+
+def network_table(rows: Sequence[NetworkTime]) -> Table:
+    """Whole networks, a row per peer."""
+    table = plain_table("networks, end to end: eval mode, without gradients")
+    add_columns(table, ["network", "dtype", "peer"], ["ms", "x best fused", "error"])
+    best: dict[tuple[str, str], float] = {}
+    for row in rows:
+        if row.peer.startswith("fused"):
+            key = row.network, row.dtype
+            best[key] = min(row.ms, best.get(key, row.ms))
+    for row in rows:
+        fused = best.get((row.network, row.dtype))
+        ratio = _ratio(None if fused is None else row.ms / fused)
+        table.add_row(row.network, row.dtype, row.peer, milliseconds(row.ms), ratio, f"{row.error:.1e}")
     return table
 
 
