@@ -7,8 +7,12 @@
 
 namespace epiconv::backward {
 
+// As many share a multiprocessor as shared memory allows for most programs; told, or registers are spilled
+// for more of them.
+inline constexpr int kSweepBlocks = 2;
+
 template <typename T>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kMostThreads, kSweepBlocks)
     sweep_any(const __grid_constant__ Sweep sweep, const __grid_constant__ Actions actions,
               const __grid_constant__ SweepLaunch launch) {
   run_tiles<T, InMemory<T>>(sweep, AnyProgram{actions}, launch);
