@@ -76,7 +76,7 @@ def prepare_forward(
         What takes input, weight, bias, operands and packed weights of that form.
     """
     groups = num_groups(call.program)
-    if not keeps_conv and not groups:
+    if input.device.type == "cuda" and not keeps_conv and not groups:
 
         def run_fused(
             input: torch.Tensor,
