@@ -48,7 +48,7 @@ def test_what_cannot_be_compiled_runs_interpreted(nvrtc):
     made = plan(*PROGRAMS[0], torch.float32, 12)  # no card has the capability 1.2 any more
     assert made.kernel == "backward_cuda_f32_interpreted"
     assert made.why_not_compiled.startswith("NVRTC says NVRTC_ERROR_INVALID_OPTION: ")
-    assert made.why_not_compiled.endswith("(-arch)")
+    assert made.why_not_compiled == made.why_not_compiled.strip("\n\0")
 
 
 def test_without_kernels():
