@@ -50,7 +50,17 @@ struct StoredAs<DType::kInt64> {
   using Type = std::int64_t;
 };
 
-// A dtype is a DType, or a KnownDType, whose code alone is compiled.
+// Calls visitor.operator()<Stored>() for a floating dtype; for one that is known its code alone is compiled.
+template <typename T, typename Visitor>
+__device__ __forceinline__ void visit_stored(DType dtype, Visitor&& visitor) {
+  visit_floating<T>(dtype, visitor);
+}
+template <typename T, DType kDType, typename Visitor>
+__device__ __forceinline__ void visit_stored(KnownDType<kDType>, Visitor&& visitor) {
+  visitor.template operator()<typename StoredAs<kDType>::Type>();
+}
+
+// A dtype is a DType or a KnownDType.
 struct DeviceMemory {
   template <typename T>
   static __device__ __forceinline__ T load(const void* data, DType dtype, std::int64_t offset) {
@@ -61,43 +71,26 @@ struct DeviceMemory {
     return from_stored<T>(static_cast<const typename StoredAs<kDType>::Type*>(data)[offset]);
   }
 
-  template <typename T>
-  static __device__ __forceinline__ void load_word(const void* data, DType dtype, std::int64_t offset,
+  template <typename T, typename Which>
+  static __device__ __forceinline__ void load_word(const void* data, Which dtype, std::int64_t offset,
                                                    T (&values)[kWord]) {
-    visit_floating<T>(dtype, [&]<typename Stored>() {
+    visit_stored<T>(dtype, [&]<typename Stored>() {
       load_packed<T, Stored, kWord>(values, static_cast<const Stored*>(data) + offset);
     });
   }
-  template <typename T, DType kDType>
-  static __device__ __forceinline__ void load_word(const void* data, KnownDType<kDType>, std::int64_t offset,
-                                                   T (&values)[kWord]) {
-    using Stored = typename StoredAs<kDType>::Type;
-    load_packed<T, Stored, kWord>(values, static_cast<const Stored*>(data) + offset);
-  }
 
-  template <typename T>
-  static __device__ __forceinline__ void store(void* data, DType dtype, std::int64_t offset, T value) {
-    visit_floating<T>(
+  template <typename T, typename Which>
+  static __device__ __forceinline__ void store(void* data, Which dtype, std::int64_t offset, T value) {
+    visit_stored<T>(
         dtype, [&]<typename Stored>() { static_cast<Stored*>(data)[offset] = to_stored<Stored>(value); });
   }
-  template <typename T, DType kDType>
-  static __device__ __forceinline__ void store(void* data, KnownDType<kDType>, std::int64_t offset, T value) {
-    using Stored = typename StoredAs<kDType>::Type;
-    static_cast<Stored*>(data)[offset] = to_stored<Stored>(value);
-  }
 
-  template <typename T>
-  static __device__ __forceinline__ void store_word(void* data, DType dtype, std::int64_t offset,
+  template <typename T, typename Which>
+  static __device__ __forceinline__ void store_word(void* data, Which dtype, std::int64_t offset,
                                                     const T (&values)[kWord]) {
-    visit_floating<T>(dtype, [&]<typename Stored>() {
+    visit_stored<T>(dtype, [&]<typename Stored>() {
       store_packed<Stored, kWord>(values, static_cast<Stored*>(data) + offset);
     });
-  }
-  template <typename T, DType kDType>
-  static __device__ __forceinline__ void store_word(void* data, KnownDType<kDType>, std::int64_t offset,
-                                                    const T (&values)[kWord]) {
-    using Stored = typename StoredAs<kDType>::Type;
-    store_packed<Stored, kWord>(values, static_cast<Stored*>(data) + offset);
   }
 };
 

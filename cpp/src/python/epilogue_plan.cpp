@@ -23,25 +23,7 @@ EpiloguePlan make_epilogue_plan(const Program& program, const std::string& devic
                        std::move(bias), std::move(operands)});
 }
 
-// What every call goes through: plain integers and floats only.
-void run_epilogue_plan(const EpiloguePlan& plan, std::uintptr_t input, std::uintptr_t output,
-                       std::uintptr_t bias, std::uintptr_t workspace, int device, std::uintptr_t stream,
-                       int threads, const py::args& operands) {
-  EpiloguePointers pointers;
-  pointers.input = reinterpret_cast<const void*>(input);
-  pointers.output = reinterpret_cast<void*>(output);
-  pointers.bias = reinterpret_cast<const void*>(bias);
-  pointers.workspace = reinterpret_cast<void*>(workspace);
-  pointers.device = device;
-  pointers.stream = reinterpret_cast<void*>(stream);
-  pointers.threads = threads;
-  const CrossedOperands crossed(operands);
-  crossed.give(pointers);
-  const py::gil_scoped_release release;
-  plan.run(pointers);
-}
-
-// The same with a GroupNorm's statistics written out.
+// With a GroupNorm's statistics written out, where there are places for them.
 void run_with_statistics(const EpiloguePlan& plan, std::uintptr_t input, std::uintptr_t output,
                          std::uintptr_t bias, std::uintptr_t mean, std::uintptr_t rstd,
                          std::uintptr_t workspace, int device, std::uintptr_t stream, int threads,
@@ -60,6 +42,13 @@ void run_with_statistics(const EpiloguePlan& plan, std::uintptr_t input, std::ui
   crossed.give(pointers);
   const py::gil_scoped_release release;
   plan.run(pointers);
+}
+
+// What every call goes through: plain integers and floats only.
+void run_epilogue_plan(const EpiloguePlan& plan, std::uintptr_t input, std::uintptr_t output,
+                       std::uintptr_t bias, std::uintptr_t workspace, int device, std::uintptr_t stream,
+                       int threads, const py::args& operands) {
+  run_with_statistics(plan, input, output, bias, 0, 0, workspace, device, stream, threads, operands);
 }
 
 }  // namespace

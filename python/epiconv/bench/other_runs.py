@@ -64,6 +64,14 @@ def run_host(options: argparse.Namespace, device: torch.device, console: Console
 
 
 def write_rows(options: argparse.Namespace, device: torch.device, name: str, rows: Sequence[object]) -> None:
+    """Writes what was measured to the file of `--json`, if one is named.
+
+    Args:
+        options: of the command line.
+        device: where it was measured.
+        name: of the rows in the file.
+        rows: as JSON takes them.
+    """
     if options.json:
         content = {"schema": report.SCHEMA, "environment": report.environment(device), name: list(rows)}
         report.write_json(options.json, content)
@@ -72,6 +80,14 @@ def write_rows(options: argparse.Namespace, device: torch.device, name: str, row
 def run_training(
     options: argparse.Namespace, problems: Sequence[Problem], device: torch.device, console: Console
 ) -> int:
+    """Times training steps.
+
+    Args:
+        options: of the command line.
+        problems: whose.
+        device: where.
+        console: where the table goes.
+    """
     dtypes = split_words(options.dtypes, list(DTYPES), "dtype")
     layouts = split_words(options.layouts, LAYOUTS, "layout")
     default = TRAINING_PEERS if device.type == "cuda" else ("eager", "epiconv")
@@ -93,6 +109,13 @@ def run_training(
 
 
 def run_elementwise(options: argparse.Namespace, device: torch.device, console: Console) -> int:
+    """Times the pass alone beside a copy.
+
+    Args:
+        options: of the command line.
+        device: where.
+        console: where the table goes.
+    """
     dtypes = [word for word in split_words(options.dtypes, list(DTYPES), "dtype") if word != "fp32_ieee"]
     layouts = split_words(options.layouts, LAYOUTS, "layout")
     cases = [(p, dtype, layout) for p in recipe_problems(device) for dtype in dtypes for layout in layouts]
