@@ -9,6 +9,7 @@ from epiconv.bench.measurement import measure_case
 from epiconv.bench.peers import PEERS, make_case
 from epiconv.bench.problems import parse_problem
 from epiconv.bench.report import case_table
+from epiconv.bench.selection import find_problem
 
 CPU = torch.device("cpu")
 CARD = ceilings.Ceilings(1e10, "made up")
@@ -97,6 +98,13 @@ def test_cold_calls_take_one_set_of_inputs(graphs, monkeypatch):
     )
     assert result.input_sets == 3
     assert [call.runs for call in graphs] == [1]
+
+
+def test_inputs_of_layers_are_in_the_cache(monkeypatch):
+    monkeypatch.setattr(timing, "input_set_count", lambda set_bytes, l2: 3)
+    layer = find_problem("resnet50-stem-b1").reduced()
+    result = measure_case(layer, "fp32", "nchw", CPU, ["epiconv"], CARD, seconds=0.0, warm_up=0.0)
+    assert result.input_sets == 1
 
 
 def test_repacking_packs_in_every_call_and_a_module_once(core, setting):

@@ -1,8 +1,9 @@
 """Times with a cold L2 cache: before each call a buffer that is larger than the cache is written.
 
-What `timing` measures are calls one behind another, as in a network that runs: inputs are rotated, so that
-they come from memory, but weights and code are in the cache. Here nothing is. Each call is timed alone, so
-that a time includes what it takes to begin a CUDA graph, some microseconds, alike for all peers.
+What `timing` measures are calls one behind another, as in a network that runs: weights and code are in the
+cache, and a layer's input where it fits; those of other problems are rotated, so that they come from memory.
+Here nothing is in the cache. Each call is timed alone, so that a time includes what it takes to begin a CUDA
+graph, some microseconds, alike for all peers.
 """
 
 from collections.abc import Callable, Mapping

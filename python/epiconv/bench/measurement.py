@@ -54,7 +54,7 @@ def measure_case(
         peers: names of `peers.PEERS`.
         ceilings: of the device.
         seconds: to measure for, after warming up.
-        warm_up: seconds of load before.
+        warm_up: seconds of load before, at most; no more than are measured.
         with_cold: whether to time calls with a cold cache too, on CUDA.
         kept: milliseconds by case key and peer, from an earlier run; those peers are not timed again, save
             one as a control.
@@ -75,7 +75,7 @@ def measure_case(
     control_name = next((name for name in ("eager", *kept_ms) if name in kept_ms), None)
     control_ms = kept_ms.pop(control_name) if control_name is not None else 0.0
     itemsize = DTYPES[dtype_word].itemsize
-    input_sets = timing.input_set_count(problem.bytes(itemsize), timing.l2_bytes(device))
+    input_sets = _input_sets(problem, itemsize, device)
     images = accuracy.sample_images(problem.input[0])
     try:
         with torch.no_grad(), dtype_settings(dtype_word):
@@ -91,7 +91,7 @@ def measure_case(
                 why = explained.why or dict(explained.refused).get("implicit_gemm", "")
                 plan = {"path": str(explained.path), "kernel": str(explained.kernel), "why": str(why)}
             predictions = predicted_us(case, built)
-            timings, graph_replay = _time(built, case, unavailable, seconds, warm_up, progress)
+            timings, graph_replay = _time(built, case, unavailable, seconds, min(warm_up, seconds), progress)
             timed = {name: built[name] for name in timings}
             cold_timings = _time_cold(timed, case.device, unavailable, progress) if with_cold else {}
             del built, timed, case
@@ -125,6 +125,14 @@ def measure_case(
         unavailable=unavailable,
         control=control,
     )
+
+
+def _input_sets(problem: Problem, itemsize: int, device: torch.device) -> int:
+    """How many sets of inputs take turns: a layer's input was just written by the layer before, so that what
+    fits the cache is found there; others come from memory."""
+    if problem.network:
+        return 1
+    return timing.input_set_count(problem.bytes(itemsize), timing.l2_bytes(device))
 
 
 def _reason(error: Exception) -> str:

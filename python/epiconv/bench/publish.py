@@ -22,7 +22,7 @@ PICTURE_FILE: Final = "layers.png"
 _PICTURE: Final = "![speed-up of each layer, and rooflines]({})"
 _EXPLANATION: Final = (
     "Times are in µs: medians of rounds in which each has its turn, where calls are short by CUDA graphs of "
-    "several. Inputs are rotated, so that they come from memory. In bold: slower than the best peer by over "
+    "several, with the inputs that the call before had. In bold: slower than the best peer by over "
     f"{100 * SLOWER_THAN_PEER - 100:.0f} %. Floor: the least time in which FLOPs and bytes could pass."
 )
 _EXPLANATIONS: Final = {
